@@ -1,0 +1,1 @@
+"""Questions asked of any fitted model; each returns a frozen Result."""

@@ -1,0 +1,1 @@
+"""The mathematics that models are wired from: tensors and modalities, never models."""

@@ -1,0 +1,1 @@
+"""Files to and from tables: one format, one file."""

@@ -1,0 +1,1 @@
+"""The wiring: one family per file."""

@@ -1,0 +1,1 @@
+"""Pictures of plain arrays; the only importer of matplotlib."""

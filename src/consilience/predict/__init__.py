@@ -1,0 +1,1 @@
+"""One surface of verbs for every family."""

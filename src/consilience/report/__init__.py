@@ -1,0 +1,1 @@
+"""The self-contained page and the model card."""
