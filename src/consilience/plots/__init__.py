@@ -1,1 +1,27 @@
-"""Pictures of plain arrays; the only importer of matplotlib."""
+"""Pictures of plain arrays and draws; the only importer of matplotlib. Every function returns a ``Figure``."""
+
+from consilience.plots.checks import CoverageBand, calibration, predicted_vs_true
+from consilience.plots.corner import corner
+from consilience.plots.curves import Profile, history, methods, profiles
+from consilience.plots.maps import latent_map, outlier_map
+from consilience.plots.spectrum import spectrum
+from consilience.plots.style import Figure, Labels, png, svg, with_unit
+
+__all__ = [
+    "CoverageBand",
+    "Figure",
+    "Labels",
+    "Profile",
+    "calibration",
+    "corner",
+    "history",
+    "latent_map",
+    "methods",
+    "outlier_map",
+    "png",
+    "predicted_vs_true",
+    "profiles",
+    "spectrum",
+    "svg",
+    "with_unit",
+]

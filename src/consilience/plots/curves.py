@@ -1,0 +1,142 @@
+"""Training history, scores along a grid, and methods side by side."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from consilience.errors import DataError
+from consilience.plots.style import BLUE, COLOURS, INK, MUTED, Labels, style, with_unit
+from consilience.typing import FloatArray
+
+__all__ = ["Profile", "history", "methods", "profiles"]
+
+
+def history(rows: Sequence[Mapping[str, float]]) -> Figure:
+    """Objective of training and validation against the step, and the terms it is made of.
+
+    Arguments:
+        rows: Each with "step", and any of "train/total", "validation/total", "train/<term>".
+
+    Raises:
+        DataError: no rows, or rows without a step.
+
+    Example:
+        >>> len(history([{"step": 0, "train/total": 2.0}, {"step": 1, "train/total": 1.0}]).axes)
+        1
+    """
+    if not rows or "step" not in rows[0]:
+        raise DataError(f"Expected a training history whose rows have a 'step'; got {len(rows)} rows.")
+    keys = sorted({key for row in rows for key in row})
+    totals = [key for key in ("train/total", "validation/total") if key in keys]
+    terms = [key for key in keys if key.startswith("train/") and key != "train/total"]
+    with style():
+        figure = Figure(figsize=(7.6, 3.0), layout="constrained")
+        panels = figure.subplots(1, 2 if terms else 1, squeeze=False)[0]
+        for number, key in enumerate(totals):
+            _curve(panels[0], rows, key, COLOURS[number], key.removesuffix("/total"))
+        panels[0].set(title="objective", xlabel="step", ylabel="nats per object")
+        if terms:
+            for number, key in enumerate(terms):
+                _curve(panels[1], rows, key, COLOURS[number % len(COLOURS)], key.removeprefix("train/"))
+            panels[1].set(title="terms (training)", xlabel="step")
+        for axes in panels:
+            axes.margins(x=0.01)
+            if axes.get_lines():
+                axes.legend(loc="best")
+    return figure
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """One score per cell of a modality: on a grid ``x`` (D,), or under the names of its cells."""
+
+    value: FloatArray
+    x: FloatArray | None = None
+    names: tuple[str, ...] = ()
+    labels: Labels = Labels()
+
+
+def profiles(parts: Sequence[Profile], target: float | None = None) -> Figure:
+    """A score per cell, one panel per modality; ``target`` is the value that a right model has.
+
+    Example:
+        >>> len(profiles([Profile(np.ones(3), names=("a", "b", "c"))], target=1.0).axes)
+        1
+    """
+    with style():
+        figure = Figure(figsize=(7.6, 2.2 * len(parts) + 0.2), layout="constrained")
+        panels = figure.subplots(len(parts), 1, squeeze=False)[:, 0]
+        for axes, part in zip(panels, parts, strict=True):
+            if target is not None:
+                axes.axhline(target, color=MUTED, lw=1, ls="--")
+            if part.x is not None:
+                axes.plot(part.x, part.value, color=BLUE, lw=1)
+                axes.margins(x=0.01)
+            else:
+                position = np.arange(len(part.value))
+                axes.plot(position, part.value, "o", color=BLUE)
+                names = part.names if len(part.names) == len(part.value) <= 24 else ()
+                if names:
+                    axes.set_xticks(position, [name.replace("$", r"\$") for name in names])
+                    axes.set_xlim(-0.6, len(part.value) - 0.4)
+            axes.set_ylim(bottom=0)
+            axes.set(
+                title=part.labels.title.replace("$", r"\$"),
+                xlabel=with_unit(part.labels.x, part.labels.x_unit),
+                ylabel=with_unit(part.labels.y, part.labels.y_unit),
+            )
+    return figure
+
+
+def methods(
+    scores: Mapping[str, Mapping[str, FloatArray]], columns: Sequence[str], highlight: str, best: str = "lower is better"
+) -> Figure:
+    """Scores of several methods: a row of panels per score, a panel per quantity, a dot per method.
+
+    Arguments:
+        scores: ``scores[score][method]`` with one number per column, shape (L,).
+        columns: L names of quantities.
+        highlight: The method drawn in the first colour.
+        best: How to read the axis.
+
+    Example:
+        >>> scores = {"RMSE": {"model": np.array([0.1]), "mean": np.array([0.4])}}
+        >>> len(methods(scores, ["mass"], "model").axes)
+        1
+    """
+    with style():
+        figure = Figure(figsize=(max(2.3 * len(columns), 4.2), 1.7 * len(scores) + 0.3), layout="constrained")
+        panels = figure.subplots(len(scores), len(columns), squeeze=False, sharey=True)
+        for row, (score, by_method) in enumerate(scores.items()):
+            names = list(by_method)[::-1]
+            for column, quantity in enumerate(columns):
+                axes = panels[row, column]
+                value = np.array([by_method[name][column] for name in names])
+                colour = [BLUE if name == highlight else INK for name in names]
+                axes.hlines(np.arange(len(names)), np.nanmin(value) if np.isfinite(value).any() else 0, value, MUTED, lw=1)
+                axes.scatter(value, np.arange(len(names)), c=colour, s=28, zorder=3)
+                axes.set_yticks(np.arange(len(names)), names)
+                axes.set_ylim(-0.6, len(names) - 0.4)
+                axes.margins(x=0.15)
+                axes.locator_params(axis="x", nbins=3)
+                axes.set_title(quantity.replace("$", r"\$") if row == 0 else "")
+                axes.set_xlabel(score)
+        figure.supxlabel(best, fontsize=8, color=MUTED)
+    return figure
+
+
+def _curve(axes: Axes, rows: Sequence[Mapping[str, float]], key: str, colour: str, name: str) -> None:
+    there = [(row["step"], row[key]) for row in rows if key in row and np.isfinite(row[key])]
+    if there:
+        step, value = np.array(there, dtype=float).T
+        axes.plot(step, value, color=colour, label=name)
+        if len(step) > 20:
+            # The first steps are often orders of magnitude away; the story is in the rest.
+            low, high = np.quantile(value[len(value) // 20 :], [0.0, 1.0])
+            pad = 0.06 * max(high - low, 1e-12)
+            bottom, top = axes.get_ylim() if axes.get_label() == "scaled" else (np.inf, -np.inf)
+            axes.set_ylim(min(bottom, low - pad), max(top, high + pad))
+            axes.set_label("scaled")
