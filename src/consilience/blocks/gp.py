@@ -1,0 +1,191 @@
+r"""Sparse variational Gaussian processes: D functions that share a kernel and M inducing inputs.
+
+With whitened inducing values :math:`v_d = L^{-1} u_d`, :math:`q(v_d) = N(m_d, S_d)`,
+:math:`LL^\top = K_{uu}` and :math:`A_n = L^{-1} k_u(z_n)`,
+
+.. math::
+    \mathrm{mean}_{nd} = c_d + A_n^\top m_d, \qquad
+    \mathrm{var}_{nd} = k(z_n, z_n) - |A_n|^2 + A_n^\top S_d A_n.
+
+:math:`q(v_d)` is held in natural parameters :math:`\Lambda_d = S_d^{-1}`, :math:`\theta_d = \Lambda_d m_d` and moved by
+natural-gradient steps towards :math:`\Lambda_d^* = I + s\sum_n w_{nd} A_n A_n^\top`,
+:math:`\theta_d^* = s\sum_n A_n (g_{nd} + w_{nd} A_n^\top m_d)` with :math:`g = \partial E/\partial\mathrm{mean}` and
+:math:`w = -2\,\partial E/\partial\mathrm{var}` of the expected log-likelihood E; for a Gaussian likelihood
+a full batch with rate 1 is the collapsed optimum of Titsias (2009).
+
+References:
+    | Gaussian processes for big data (Hensman et al., 2013) | https://arxiv.org/abs/1309.6835
+    | Natural gradients in practice (Salimbeni et al., 2018) | https://arxiv.org/abs/1803.09151
+    | Conjugate-computation variational inference (Khan & Lin, 2017) | https://arxiv.org/abs/1703.04265
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from consilience.blocks.kernels import AbstractKernel
+
+__all__ = ["Features", "SparseGP", "inverse"]
+
+JITTER = 1e-6
+CHUNK = 96  # outputs inverted together: a few megabytes, so that they stay in cache
+LEAF = 30  # below this a Cholesky factorisation is faster than another halving
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What all D outputs share at latent positions z: whitened features and the variance they leave unexplained.
+
+    Arguments:
+        a: A_n, shape (B, M).
+        rest: k(z, z) - |A|², shape (B,).
+    """
+
+    a: Tensor
+    rest: Tensor
+
+
+class SparseGP(nn.Module):
+    """D independent sparse GPs with one kernel and shared inducing inputs.
+
+    Arguments:
+        kernel: Covariance over R^Q.
+        inducing: Inducing inputs, shape (M, Q).
+        outputs: D.
+    """
+
+    natural_precision: Tensor  # Λ_d, shape (D, M, M)
+    natural_mean: Tensor  # θ_d, shape (D, M)
+    mean: Tensor  # m_d, shape (D, M)
+    covariance: Tensor  # S_d as a packed triangle, off-diagonal doubled, shape (D, M (M + 1) / 2)
+    log_determinant: Tensor  # log |Λ_d|, shape (D,)
+    trace: Tensor  # tr S_d, shape (D,)
+
+    def __init__(self, kernel: AbstractKernel, inducing: Tensor, outputs: int) -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.inducing = nn.Parameter(inducing.clone())
+        self.constant = nn.Parameter(torch.zeros(outputs))
+        size = len(inducing)
+        rows, columns = torch.tril_indices(size, size)
+        self.register_buffer("rows", rows, persistent=False)
+        self.register_buffer("columns", columns, persistent=False)
+        self.register_buffer("natural_precision", torch.eye(size).repeat(outputs, 1, 1))
+        self.register_buffer("natural_mean", torch.zeros(outputs, size))
+        for name, shape in (("mean", (outputs, size)), ("covariance", (outputs, len(rows)))):
+            self.register_buffer(name, torch.zeros(shape), persistent=False)
+        for name in ("log_determinant", "trace"):
+            self.register_buffer(name, torch.zeros(outputs), persistent=False)
+        self.refresh()
+
+    def features(self, z: Tensor) -> Features:
+        """Shared features of z (B, Q); the Cholesky factor of K_uu is taken in float64."""
+        a = self.whiten(self.kernel(self.inducing, z)).mT
+        return Features(a, (self.kernel.diagonal(z) - a.square().sum(-1)).clamp_min(0))
+
+    def jacobian(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Derivatives along z of the features, (B, Q, M), and of k(z, z), (B, Q), by forward differentiation."""
+        slopes, diagonals = [], []
+        for q in range(z.shape[1]):
+            along = torch.zeros_like(z)
+            along[:, q] = 1
+            slopes.append(torch.func.jvp(lambda at: self.kernel(self.inducing, at), (z,), (along,))[1])
+            diagonals.append(torch.func.jvp(self.kernel.diagonal, (z,), (along,))[1])
+        whitened = self.whiten(torch.cat(slopes, 1)).unflatten(1, (z.shape[1], len(z)))
+        return whitened.permute(2, 1, 0), torch.stack(diagonals, -1)
+
+    def whiten(self, k: Tensor) -> Tensor:
+        """L⁻¹ k for k of shape (M, B)."""
+        gram = self.kernel(self.inducing, self.inducing).double()
+        level = JITTER * gram.diagonal().mean().detach()
+        factor = torch.linalg.cholesky(gram + level * torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
+        return torch.linalg.solve_triangular(factor, k.double(), upper=False).to(k.dtype)
+
+    def moments(self, features: Features) -> tuple[Tensor, Tensor]:
+        """Mean and variance of f at the features, each (B, D)."""
+        mean = self.constant + features.a @ self.mean.mT
+        # A'SA as one GEMM over packed triangles, half the work of the full (B, M²) × (M², D)
+        variance = features.rest[:, None] + self.packed(features.a) @ self.covariance.mT
+        return mean, variance.clamp_min(1e-10)
+
+    def packed(self, a: Tensor) -> Tensor:
+        """Lower triangle of A_n A_nᵀ, shape (B, M (M + 1) / 2)."""
+        return a[:, self.rows] * a[:, self.columns]
+
+    def divergence(self) -> Tensor:
+        """KL(q(v_d) ‖ N(0, I)) of each output, shape (D,); constant in the parameters that Adam moves."""
+        size = self.mean.shape[1]
+        return 0.5 * (self.trace + self.mean.square().sum(-1) - size + self.log_determinant)
+
+    @torch.no_grad()
+    def natural_step(self, a: Tensor, gradient: Tensor, precision: Tensor, *, scale: float, rate: float) -> None:
+        """Move q(v) by one natural-gradient step of the given rate.
+
+        Arguments:
+            a: Features A_n, shape (B, M).
+            gradient: g, shape (B, D), zero where unseen.
+            precision: w >= 0, shape (B, D), zero where unseen.
+            scale: Rows that each row of the batch stands for, over the weight of the KL.
+            rate: In (0, 1].
+        """
+        outputs, size = self.mean.shape
+        square = (a[:, :, None] * a[:, None, :]).reshape(len(a), size * size)
+        site = gradient + precision * (a @ self.mean.mT)
+        # Λ ← (1 - ρ) Λ + ρ (I + s Σ_n w A Aᵀ) as one GEMM into the buffer
+        flat = self.natural_precision.view(outputs, size * size)
+        flat.addmm_(precision.mT, square, beta=1 - rate, alpha=rate * scale)
+        self.natural_precision.diagonal(dim1=-2, dim2=-1).add_(rate)
+        self.natural_mean.lerp_(scale * site.mT @ a, rate)
+        self.refresh()
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Recompute m, S, log|Λ| and tr S from the natural parameters (after a step or a load)."""
+        twice = torch.where(self.rows == self.columns, 1.0, 2.0).to(self.mean.dtype)
+        for chunk in torch.arange(len(self.mean)).split(CHUNK):
+            some = slice(int(chunk[0]), int(chunk[-1]) + 1)
+            precision = self.natural_precision[some]
+            covariance, log_determinant = inverse(precision)
+            if not bool(torch.isfinite(log_determinant).all()):  # float32 lost definiteness: the same in float64
+                wide, log_determinant = inverse(precision.double())
+                covariance = wide.to(precision.dtype)
+            self.mean[some] = (covariance @ self.natural_mean[some][..., None])[..., 0]
+            self.covariance[some] = covariance[:, self.rows, self.columns] * twice
+            self.log_determinant[some] = log_determinant.to(precision.dtype)
+            self.trace[some] = covariance.diagonal(dim1=-2, dim2=-1).sum(-1)
+
+
+def inverse(precision: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Inverse and log-determinant of symmetric positive definite matrices (C, M, M), by Schur complements.
+
+    With :math:`P = \begin{pmatrix} A & B^\top \\ B & C \end{pmatrix}`, :math:`T = B A^{-1}` and
+    :math:`\Sigma = C - T B^\top`,
+
+    .. math:: P^{-1} = \begin{pmatrix} A^{-1} + T^\top \Sigma^{-1} T & -T^\top \Sigma^{-1} \\
+              -\Sigma^{-1} T & \Sigma^{-1} \end{pmatrix}, \qquad \log|P| = \log|A| + \log|\Sigma|.
+
+    Nearly all the work is batched matrix products, about twice as fast here as a batched Cholesky inverse. A matrix
+    that is not positive definite gives NaN.
+
+    Example:
+        >>> inverse(torch.tensor([[[2.0, 0.0], [0.0, 4.0]]]))[0][0].diagonal().round(decimals=3).tolist()
+        [0.5, 0.25]
+    """
+    size = precision.shape[-1]
+    if size <= LEAF:
+        factor, failed = torch.linalg.cholesky_ex(precision)
+        log_determinant = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return torch.cholesky_inverse(factor), log_determinant.masked_fill(failed > 0, torch.nan)
+    half = size // 2
+    lower = precision[:, half:, :half]
+    first, log_first = inverse(precision[:, :half, :half])
+    t = lower @ first
+    second, log_second = inverse(precision[:, half:, half:] - t @ lower.mT)
+    corner = -second @ t
+    found = torch.empty_like(precision)
+    found[:, half:, half:] = second
+    found[:, half:, :half] = corner
+    found[:, :half, half:] = corner.mT
+    found[:, :half, :half] = torch.baddbmm(first, corner.mT, t, alpha=-1)
+    return found, log_first + log_second

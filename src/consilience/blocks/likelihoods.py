@@ -1,0 +1,300 @@
+r"""Likelihoods :math:`p(x \mid f)` of one modality's cells, given Gaussian functions :math:`f \sim N(\mu, v)`.
+
+Each gives the expected log-likelihood :math:`E = E_{N(\mu, v)} \log p(x \mid f)`, its slopes
+:math:`g = \partial E/\partial\mu` and :math:`h = \partial E/\partial v`, the log predictive density
+:math:`\log \int p(x \mid f) N(f; \mu, v)\,\mathrm df` and draws. The measured error bar s adds to the learned variance.
+Unseen cells give exactly zero.
+"""
+
+import math
+from abc import ABC, abstractmethod
+
+import numpy as np
+import scipy.stats
+import torch
+from torch import Tensor, nn
+
+from consilience.blocks.noise import Noise
+from consilience.data.observations import Modality, State
+from consilience.data.schema import ModalitySpec
+from consilience.errors import SchemaError
+
+__all__ = [
+    "AbstractLikelihood",
+    "Bernoulli",
+    "Categorical",
+    "Gaussian",
+    "Poisson",
+    "StudentT",
+    "build_likelihood",
+]
+
+NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(20)
+FLOOR = 1e-6  # smallest learned variance, in squared model units
+
+
+class AbstractLikelihood(nn.Module, ABC):
+    """p(x | f) over the D cells of a modality; ``functions`` latent functions per cell."""
+
+    functions: int = 1
+    takes_limits: bool = False
+
+    @abstractmethod
+    def expected(self, part: Modality, mean: Tensor, variance: Tensor) -> Tensor:
+        """E log p(x | f) of each cell, shape (B, D); zero where unseen."""
+
+    @abstractmethod
+    def log_predictive(self, part: Modality, mean: Tensor, variance: Tensor) -> Tensor:
+        """Log of ∫ p(x | f) N(f) df of each cell, shape (B, D); zero where unseen."""
+
+    @abstractmethod
+    def draw(self, mean: Tensor, variance: Tensor, noise: Noise, name: str) -> Tensor:
+        """Draws of x without measurement error, shape (S, B, D), from moments of shape (S, B, D · functions)."""
+
+    @abstractmethod
+    def pseudo(self, part: Modality) -> tuple[Tensor, Tensor]:
+        """A Gaussian look-alike of the data on the scale of f: value and known variance, each (B, D · functions)."""
+
+    def slopes(self, part: Modality, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """E (B, D) and its slopes g = ∂E/∂μ and h = ∂E/∂v, each (B, D · functions)."""
+        with torch.enable_grad():
+            mean, variance = mean.detach().requires_grad_(), variance.detach().requires_grad_()
+            expected = self.expected(part, mean, variance)
+            g, h = torch.autograd.grad(expected.sum(), (mean, variance))
+        return expected.detach(), g, h
+
+
+class _Noisy(AbstractLikelihood, ABC):
+    """Additive noise: learned variance per cell plus the known error bar."""
+
+    def __init__(self, cells: int) -> None:
+        super().__init__()
+        self.log_noise = nn.Parameter(torch.full((cells,), math.log(0.1)))
+
+    def learned(self) -> Tensor:
+        """Learned variance σ_d² of each cell, shape (D,)."""
+        return self.log_noise.exp() + FLOOR
+
+    def total(self, part: Modality) -> Tensor:
+        """Learned plus known variance σ_d² + s_nd², shape (B, D)."""
+        learned = self.learned()
+        return learned.expand(part.value.shape) if part.sigma is None else learned + part.sigma.square()
+
+    def pseudo(self, part: Modality) -> tuple[Tensor, Tensor]:
+        known = torch.zeros_like(part.value) if part.sigma is None else part.sigma.square()
+        # a bound is a poor value: let it count as one with the modality's own spread
+        return part.value, known + (part.state > State.MEASURED).to(known.dtype)
+
+
+class Gaussian(_Noisy):
+    r"""Gaussian cells with limits.
+
+    Measured: :math:`E = -\tfrac12[\log 2\pi\tau + ((x-\mu)^2 + v)/\tau]` with :math:`\tau = \sigma_d^2 + s_{nd}^2`.
+    Limits: :math:`\log \Phi(\pm(\mathrm{bound} - f)/\sqrt\tau)`, + for an upper bound (BELOW).
+    """
+
+    takes_limits = True
+
+    def expected(self, part: Modality, mean: Tensor, variance: Tensor) -> Tensor:
+        tau = self.total(part)
+        value = -0.5 * (torch.log(2 * math.pi * tau) + ((part.value - mean).square() + variance) / tau)
+        value = torch.where(part.measured, value, 0.0)
+        if not _has_limits(part):
+            return value
+        f = _nodes(mean, variance)
+        log_cdf = torch.special.log_ndtr(_sign(part) * (part.value - f) / tau.sqrt())
+        return torch.where(part.state > State.MEASURED, _average(log_cdf), value)
+
+    def slopes(self, part: Modality, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if _has_limits(part):
+            return super().slopes(part, mean, variance)
+        w = torch.where(part.measured, 1 / self.total(part), 0.0)
+        return self.expected(part, mean, variance), w * (part.value - mean), -0.5 * w
+
+    def log_predictive(self, part: Modality, mean: Tensor, variance: Tensor) -> Tensor:
+        spread = self.total(part) + variance
+        value = -0.5 * (torch.log(2 * math.pi * spread) + (part.value - mean).square() / spread)
+        limit = torch.special.log_ndtr(_sign(part) * (part.value - mean) / spread.sqrt())
+        return torch.where(part.measured, value, torch.where(part.seen, limit, 0.0))
+
+    def draw(self, mean: Tensor, variance: Tensor, noise: Noise, name: str) -> Tensor:
+        spread = (variance + self.learned()).sqrt()
+        return mean + spread * noise.normal(f"value/{name}", len(mean), mean.shape[2:])
+
+
+class StudentT(_Noisy):
+    r"""Heavy-tailed cells: :math:`x = f + \sqrt{\sigma_d^2 + s_{nd}^2}\; t_\nu`, with ν > 2 learned per modality."""
+
+    def __init__(self, cells: int) -> None:
+        super().__init__(cells)
+        self.log_freedom = nn.Parameter(torch.tensor(math.log(4.0)))
+
+    def freedom(self) -> Tensor:
+        """Degrees of freedom ν > 2."""
+        return 2 + self.log_freedom.exp()
+
+    def _log_prob(self, part: Modality, f: Tensor) -> Tensor:
+        nu, tau = self.freedom(), self.total(part)
+        constant = torch.lgamma(0.5 * (nu + 1)) - torch.lgamma(0.5 * nu) - 0.5 * torch.log(nu * math.pi)
+        r = (part.value - f).square() / tau
+        return constant - 0.5 * torch.log(tau) - 0.5 * (nu + 1) * torch.log1p(r / nu)
+
+    def expected(self, part: Modality, mean: Tensor, variance: Tensor) -> Tensor:
+        return torch.where(part.seen, _average(self._log_prob(part, _nodes(mean, variance))), 0.0)
+
+    def log_predictive(self, part: Modality, mean: Tensor, variance: Tensor) -> Tensor:
+        return torch.where(part.seen, _log_average(self._log_prob(part, _nodes(mean, variance))), 0.0)
+
+    def draw(self, mean: Tensor, variance: Tensor, noise: Noise, name: str) -> Tensor:
+        f = mean + variance.sqrt() * noise.normal(f"function/{name}", len(mean), mean.shape[2:])
+        u = noise.uniform(f"value/{name}", len(mean), mean.shape[2:])
+        t = scipy.stats.t.ppf(_open(u).double().cpu().numpy(), float(self.freedom()))
+        return f + self.learned().sqrt() * torch.as_tensor(t).to(f)
+
+
+class Poisson(AbstractLikelihood):
+    r"""Counts with log-rate f and exposure e: :math:`E = x(\mu + \log e) - e\,e^{\mu + v/2} - \log x!`, in closed form."""
+
+    def __init__(self, cells: int) -> None:
+        super().__init__()
+        self.cells = cells
+
+    def expected(self, part: Modality, mean: Tensor, variance: Tensor) -> Tensor:
+        log_e = _log_exposure(part)
+        value = part.value * (mean + log_e) - torch.exp(mean + log_e + 0.5 * variance) - torch.lgamma(part.value + 1)
+        return torch.where(part.seen, value, 0.0)
+
+    def log_predictive(self, part: Modality, mean: Tensor, variance: Tensor) -> Tensor:
+        log_rate = _nodes(mean, variance) + _log_exposure(part)
+        value = part.value * log_rate - log_rate.exp() - torch.lgamma(part.value + 1)
+        return torch.where(part.seen, _log_average(value), 0.0)
+
+    def draw(self, mean: Tensor, variance: Tensor, noise: Noise, name: str) -> Tensor:
+        f = mean + variance.sqrt() * noise.normal(f"function/{name}", len(mean), mean.shape[2:])
+        u = noise.uniform(f"value/{name}", len(mean), mean.shape[2:])
+        rate = f.exp().clamp_max(1e9).double().cpu().numpy()
+        return torch.as_tensor(scipy.stats.poisson.ppf(_open(u).double().cpu().numpy(), rate)).to(f)
+
+    def pseudo(self, part: Modality) -> tuple[Tensor, Tensor]:
+        # log of the smoothed rate, whose variance is about 1 / count
+        rate = (part.value + 0.5) / _log_exposure(part).exp()
+        return torch.where(part.seen, rate.log(), 0.0), 1 / (part.value + 0.5)
+
+
+class Bernoulli(AbstractLikelihood):
+    r"""Binary cells with log-odds f: :math:`p(x = 1 \mid f) = 1 / (1 + e^{-f})`."""
+
+    def __init__(self, cells: int) -> None:
+        super().__init__()
+        self.cells = cells
+
+    def expected(self, part: Modality, mean: Tensor, variance: Tensor) -> Tensor:
+        value = nn.functional.logsigmoid((2 * part.value - 1) * _nodes(mean, variance))
+        return torch.where(part.seen, _average(value), 0.0)
+
+    def log_predictive(self, part: Modality, mean: Tensor, variance: Tensor) -> Tensor:
+        value = nn.functional.logsigmoid((2 * part.value - 1) * _nodes(mean, variance))
+        return torch.where(part.seen, _log_average(value), 0.0)
+
+    def draw(self, mean: Tensor, variance: Tensor, noise: Noise, name: str) -> Tensor:
+        f = mean + variance.sqrt() * noise.normal(f"function/{name}", len(mean), mean.shape[2:])
+        return (noise.uniform(f"value/{name}", len(mean), mean.shape[2:]) < torch.sigmoid(f)).to(f)
+
+    def pseudo(self, part: Modality) -> tuple[Tensor, Tensor]:
+        return torch.where(part.seen, 4 * part.value - 2, 0.0), torch.full_like(part.value, 4.0)
+
+
+class Categorical(AbstractLikelihood):
+    r"""One of C classes with softmax of C functions per cell.
+
+    :math:`E \ge \mu_x - \log \sum_c e^{\mu_c + v_c/2}` (Jensen), still a lower bound of the evidence; the predictive
+    probability is averaged over fixed quasi-random draws of the functions.
+
+    References:
+        Efficient bounds for the softmax function (Bouchard, 2007).
+    """
+
+    def __init__(self, cells: int, classes: int) -> None:
+        super().__init__()
+        self.cells, self.functions = cells, classes
+        uniform = torch.quasirandom.SobolEngine(min(classes, 1000), scramble=True, seed=0).draw(64).double()
+        self.register_buffer("nodes", torch.special.ndtri(_open(uniform)).float(), persistent=False)
+
+    def _split(self, array: Tensor) -> Tensor:
+        return array.unflatten(-1, (self.cells, self.functions))
+
+    def _chosen(self, part: Modality, array: Tensor) -> Tensor:
+        return array.gather(-1, part.value.long()[..., None].expand(*array.shape[:-1], 1))[..., 0]
+
+    def expected(self, part: Modality, mean: Tensor, variance: Tensor) -> Tensor:
+        mean, variance = self._split(mean), self._split(variance)
+        value = self._chosen(part, mean) - torch.logsumexp(mean + 0.5 * variance, -1)
+        return torch.where(part.seen, value, 0.0)
+
+    def log_predictive(self, part: Modality, mean: Tensor, variance: Tensor) -> Tensor:
+        mean, deviation = self._split(mean), self._split(variance).sqrt()
+        f = mean + deviation * self.get_buffer("nodes")[:, None, None, :].to(mean)
+        value = self._chosen(part, f.log_softmax(-1))
+        return torch.where(part.seen, torch.logsumexp(value, 0) - math.log(len(f)), 0.0)
+
+    def draw(self, mean: Tensor, variance: Tensor, noise: Noise, name: str) -> Tensor:
+        f = mean + variance.sqrt() * noise.normal(f"function/{name}", len(mean), mean.shape[2:])
+        cumulative = self._split(f).softmax(-1).cumsum(-1)
+        u = noise.uniform(f"value/{name}", len(mean), (self.cells,))
+        return (u[..., None] > cumulative[..., :-1]).sum(-1).to(f)
+
+    def pseudo(self, part: Modality) -> tuple[Tensor, Tensor]:
+        hot = nn.functional.one_hot(part.value.long(), self.functions).to(part.value.dtype)
+        flat = torch.where(part.seen[..., None], 4 * hot - 2, 0.0).flatten(-2)
+        return flat, torch.full_like(flat, 4.0)
+
+
+def build_likelihood(name: str | None, spec: ModalitySpec) -> AbstractLikelihood:
+    """The likelihood of a modality by name, or the one its kind calls for.
+
+    Raises:
+        SchemaError: an unknown name, or a likelihood that does not fit the kind of the modality.
+    """
+    default = {"count": "poisson", "binary": "bernoulli", "category": "categorical"}.get(spec.kind, "gaussian")
+    fits = {"gaussian", "student"} if default == "gaussian" else {default}
+    name = name or default
+    if name not in fits:
+        raise SchemaError(f"Expected a likelihood among {sorted(fits)} for the {spec.kind} '{spec.name}'; got {name!r}.")
+    if name == "categorical":
+        return Categorical(spec.size, spec.classes)
+    makers = {"gaussian": Gaussian, "student": StudentT, "poisson": Poisson, "bernoulli": Bernoulli}
+    return makers[name](spec.size)
+
+
+def _has_limits(part: Modality) -> bool:
+    return bool((part.state > State.MEASURED).any())
+
+
+def _sign(part: Modality) -> Tensor:
+    return torch.where(part.state == State.ABOVE, -1.0, 1.0).to(part.value.dtype)
+
+
+def _log_exposure(part: Modality) -> Tensor:
+    return torch.zeros_like(part.value) if part.exposure is None else part.exposure.log()
+
+
+def _nodes(mean: Tensor, variance: Tensor) -> Tensor:
+    x = torch.as_tensor(NODES).to(mean).view(-1, *([1] * mean.ndim))
+    return mean + variance.sqrt() * x
+
+
+def _weights(like: Tensor) -> Tensor:
+    weights = torch.as_tensor(WEIGHTS / math.sqrt(2 * math.pi)).to(like)
+    return weights.view(-1, *([1] * (like.ndim - 1)))
+
+
+def _average(values: Tensor) -> Tensor:
+    return (_weights(values) * values).sum(0)
+
+
+def _log_average(values: Tensor) -> Tensor:
+    return torch.logsumexp(values + _weights(values).log(), 0)
+
+
+def _open(u: Tensor) -> Tensor:
+    return u.clamp(1e-12, 1 - 1e-12) if u.dtype == torch.float64 else u.clamp(1e-7, 1 - 1e-7)

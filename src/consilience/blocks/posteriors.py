@@ -1,0 +1,119 @@
+r"""Posteriors of latent positions: Gaussians with a full, diagonal or zero covariance, per object or amortised."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from consilience.blocks.factors import FactorPosterior
+
+__all__ = ["AmortisedPosterior", "GaussianLatent", "LocalPosterior", "from_precision"]
+
+
+@dataclass(frozen=True, slots=True)
+class GaussianLatent:
+    r"""q(z) = N(μ, L Lᵀ) of each object; a point has no factor.
+
+    Arguments:
+        mean: μ, shape (B, Q).
+        factor: Lower Cholesky factor L, shape (B, Q, Q), or None for a point.
+    """
+
+    mean: Tensor
+    factor: Tensor | None
+
+    def draw(self, normal: Tensor) -> Tensor:
+        """z = μ + L ε for ε of shape (S, B, Q)."""
+        if self.factor is None:
+            return self.mean.expand(normal.shape)
+        return self.mean + (self.factor @ normal[..., None])[..., 0]
+
+    @property
+    def std(self) -> Tensor:
+        """Marginal standard deviations, shape (B, Q)."""
+        return torch.zeros_like(self.mean) if self.factor is None else self.factor.square().sum(-1).sqrt()
+
+    def divergence(self) -> Tensor:
+        r"""KL(q ‖ N(0, I)) by latent dimension, shape (B, Q).
+
+        Row q is the divergence of z_q given z_1 … z_{q-1}, so sums over leading blocks are those blocks' own KL.
+        A point gives ½ μ², the negative log prior up to a constant.
+        """
+        square = self.mean.square()
+        if self.factor is None:
+            return 0.5 * square
+        log_diagonal = self.factor.diagonal(dim1=-2, dim2=-1).log()
+        return 0.5 * (self.factor.square().sum(-1) + square - 1) - log_diagonal
+
+
+def from_precision(mean: Tensor, precision: Tensor) -> GaussianLatent:
+    """The Gaussian of a mean (B, Q) and a precision matrix (B, Q, Q)."""
+    covariance = torch.linalg.inv(precision.double())
+    covariance = 0.5 * (covariance + covariance.mT)
+    return GaussianLatent(mean, torch.linalg.cholesky(covariance).to(mean.dtype))
+
+
+class LocalPosterior(nn.Module):
+    """One free posterior per training object: a point, a full Gaussian or a diagonal one.
+
+    Arguments:
+        start: Initial posterior of the N training objects.
+        form: ``"point"``, ``"full"`` or ``"diagonal"``.
+    """
+
+    def __init__(self, start: GaussianLatent, form: Literal["point", "full", "diagonal"]) -> None:
+        super().__init__()
+        self.form = form
+        self.mean = nn.Parameter(start.mean.clone())
+        if form != "point" and start.factor is not None:
+            scale = start.factor.diagonal(dim1=-2, dim2=-1)
+            self.log_scale = nn.Parameter(scale.log())
+            if form == "full":
+                # L = diag(scale) (I + strictly lower)
+                self.lower = nn.Parameter(torch.tril(start.factor / scale[..., None], -1))
+
+    def forward(self, index: Tensor) -> GaussianLatent:
+        """The posteriors of these training rows."""
+        mean = self.mean[index]
+        if self.form == "point":
+            return GaussianLatent(mean, None)
+        scale = self.log_scale[index].exp()
+        if self.form == "diagonal":
+            return GaussianLatent(mean, torch.diag_embed(scale))
+        identity = torch.eye(mean.shape[1], dtype=mean.dtype, device=mean.device)
+        return GaussianLatent(mean, scale[..., None] * (identity + torch.tril(self.lower[index], -1)))
+
+
+class AmortisedPosterior(nn.Module):
+    r"""A posterior read from any subset of cells: the factor-analysis posterior, bent by a small network.
+
+    :math:`\mu = \mu_0 + \delta_\theta(\mu_0, \log \mathrm{diag} L_0)`, :math:`L = \mathrm{diag}(e^{\gamma_\theta}) L_0`,
+    with the network zero at the start; an object with nothing seen gives the prior plus what the network has learned
+    to add, so both corrections are multiplied by the shrinkage :math:`1 - L_{0,qq}^2`, zero where nothing was seen.
+
+    Arguments:
+        factors: The linear posterior.
+        hidden: Width H of the network.
+    """
+
+    def __init__(self, factors: FactorPosterior, hidden: int) -> None:
+        super().__init__()
+        self.factors = factors
+        latent = factors.loadings.shape[1]
+        self.network = nn.Sequential(
+            nn.Linear(2 * latent, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, 2 * latent)
+        )
+        nn.init.zeros_(self.network[-1].weight)  # type: ignore[arg-type]
+        nn.init.zeros_(self.network[-1].bias)  # type: ignore[arg-type]
+
+    def forward(self, value: Tensor, known: Tensor, seen: Tensor) -> GaussianLatent:
+        """Posterior of each row; arguments as :meth:`FactorPosterior.forward`."""
+        mean, precision = self.factors(value, known, seen)
+        inverse_factor = torch.linalg.cholesky(precision.flip(-1, -2)).flip(-1, -2)  # upper U, P = U Uᵀ
+        identity = torch.eye(mean.shape[1], dtype=mean.dtype, device=mean.device)
+        factor = torch.linalg.solve_triangular(inverse_factor.mT, identity.expand_as(precision), upper=False)
+        diagonal = factor.diagonal(dim1=-2, dim2=-1)
+        shrinkage = (1 - diagonal.square()).clamp_min(0)
+        shift, stretch = self.network(torch.cat([mean, diagonal.log()], -1)).chunk(2, -1)
+        return GaussianLatent(mean + shrinkage * shift, torch.exp(shrinkage * stretch)[..., None] * factor)

@@ -1,0 +1,98 @@
+"""Conditionals of latent-variable models with sparse GP decoders: draw z, decode, score."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from consilience.blocks.laplace import View
+from consilience.blocks.noise import Noise
+from consilience.blocks.posteriors import GaussianLatent
+from consilience.data.observations import Modality, Observations
+from consilience.models.base import Density
+
+__all__ = ["LatentConditional", "flat"]
+
+ROWS = 2048  # flattened (draw, object) rows decoded at once: bounds the memory of the packed features
+SCORED = 128  # latent draws behind a density
+
+
+def flat(part: Modality) -> Modality:
+    """The same cells with the event axes flattened to one: (B, D)."""
+    shape = part.value.shape
+    return part if part.value.ndim == 2 else part.map(lambda a: a.reshape(len(a), -1) if a.shape == shape else a)
+
+
+@dataclass(frozen=True, slots=True)
+class LatentConditional:
+    r""":math:`p(x_\mathrm{target} \mid x_\mathrm{seen}) = \int p(x_\mathrm{target} \mid z)\, q(z)\, \mathrm dz`.
+
+    Arguments:
+        views: Decoder and cells of every modality.
+        posterior: q(z) of each object, all blocks side by side.
+        columns: Latent columns of each block.
+    """
+
+    views: Mapping[str, View]
+    posterior: GaussianLatent
+    columns: Mapping[str, Tensor]
+
+    @property
+    def latent(self) -> dict[str, GaussianLatent]:
+        """Marginal posterior of each block."""
+        found = {}
+        for block, columns in self.columns.items():
+            factor = self.posterior.factor
+            if factor is not None:
+                rows = factor[:, columns]
+                covariance = rows @ rows.mT
+                factor = torch.linalg.cholesky_ex(covariance)[0]
+            found[block] = GaussianLatent(self.posterior.mean[:, columns], factor)
+        return found
+
+    @torch.no_grad()
+    def sample(self, targets: tuple[str, ...], noise: Noise, n: int, method: str = "default") -> dict[str, Tensor]:
+        """Draws without measurement error, (n, B, D) per target."""
+        z = self.posterior.draw(noise.normal("latent", n, self.posterior.mean.shape[1:]))
+        found = {}
+        for name in targets:
+            mean, variance = self._moments(name, z)
+            found[name] = self.views[name].likelihood.draw(mean, variance, noise, name)
+        return found
+
+    @torch.no_grad()
+    def log_prob(self, values: Observations, targets: tuple[str, ...], noise: Noise, method: str = "default") -> Density:
+        """Joint density of the seen target cells by averaging over latent draws, with its standard error."""
+        z = self.posterior.draw(noise.normal("density", SCORED, self.posterior.mean.shape[1:]))
+        total = torch.zeros(z.shape[:2], dtype=z.dtype, device=z.device)
+        for name in targets:
+            total += self._score(name, flat(values.parts[name]), z).sum(-1)
+        value = torch.logsumexp(total, 0) - math.log(SCORED)
+        relative = torch.exp(total - value)
+        error = relative.std(0) / math.sqrt(SCORED)
+        return Density(value, "estimate", error)
+
+    @torch.no_grad()
+    def cell_log_prob(self, values: Observations, targets: tuple[str, ...], noise: Noise) -> dict[str, Tensor]:
+        """Marginal log density of each seen target cell, (B, D)."""
+        z = self.posterior.draw(noise.normal("density", SCORED, self.posterior.mean.shape[1:]))
+        return {
+            name: torch.logsumexp(self._score(name, flat(values.parts[name]), z), 0) - math.log(SCORED)
+            for name in targets
+        }
+
+    def _moments(self, name: str, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of f at draws z (S, B, Q), each (S, B, D · functions)."""
+        view = self.views[name]
+        rows = z[..., view.columns].flatten(0, 1)
+        pieces = [view.gp.moments(view.gp.features(some)) for some in rows.split(ROWS)]
+        mean, variance = (torch.cat(part).unflatten(0, z.shape[:2]) for part in zip(*pieces, strict=True))
+        return mean, variance
+
+    def _score(self, name: str, part: Modality, z: Tensor) -> Tensor:
+        """log p(x_d | z) of each cell at each draw, (S, B, D)."""
+        mean, variance = self._moments(name, z)
+        likelihood = self.views[name].likelihood
+        return torch.stack([likelihood.log_predictive(part, m, v) for m, v in zip(mean, variance, strict=True)])

@@ -1,0 +1,247 @@
+r"""Shared stochastic Gaussian-process latent variable model: one latent, one set of sparse GPs per modality.
+
+.. math::
+    z_n \sim N(0, I_Q), \qquad f^{(v)}_d \sim GP(c_d, k_v), \qquad
+    x^{(v)}_{nd} \mid z_n \sim p_v\bigl(x \mid f^{(v)}_d(z_n),\ s_{nd}\bigr)
+
+.. math::
+    \frac{1}{N}\log p(X) \ge \frac{1}{B}\sum_{n \in \mathrm{batch}} \Bigl[ \sum_{d\ \mathrm{seen}}
+    E_{q(z_n) q(f_d)} \log p(x_{nd} \mid f_d) - KL(q(z_n) \| N(0, I)) \Bigr] - \frac{1}{N}\sum_d KL(q(u_d) \| p(u_d))
+
+References:
+    | Shared stochastic GPLVMs for quasar spectra (Lalchand & Eilers, 2025) | https://arxiv.org/abs/2502.19824
+    | Generalised GPLVM with stochastic variational inference (Lalchand et al., 2022)
+    | Bayesian Gaussian process latent variable model (Titsias & Lawrence, 2010)
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from consilience.blocks.factors import FactorPosterior
+from consilience.blocks.gp import SparseGP
+from consilience.blocks.kernels import build_kernel
+from consilience.blocks.laplace import View, gauss_newton
+from consilience.blocks.likelihoods import AbstractLikelihood, build_likelihood
+from consilience.blocks.posteriors import AmortisedPosterior, GaussianLatent, LocalPosterior, from_precision
+from consilience.data.masking import HideModalities, Policy
+from consilience.data.observations import Observations, State
+from consilience.data.schema import ModalitySpec, Schema
+from consilience.errors import DataError
+from consilience.models.base import AbstractFamily, AbstractModel, Global, Group, PerObject, Term
+from consilience.models.latent import LatentConditional, flat
+from consilience.models.starts import fit_start
+
+__all__ = ["SharedGPLVM"]
+
+
+class SharedGPLVM(AbstractFamily):
+    """Configuration of the shared GPLVM.
+
+    Example:
+        >>> SharedGPLVM(latent_dim=2, inducing=20).posterior
+        'encoder'
+    """
+
+    family: Literal["SharedGPLVM"] = "SharedGPLVM"
+    latent_dim: int = Field(default=10, ge=1)  # shared latent dimensions
+    private: dict[str, int] = {}  # further latent dimensions that only this modality reads
+    inducing: int = Field(default=120, ge=1)  # inducing inputs M of every decoder
+    posterior: Literal["encoder", "gaussian", "diagonal", "map", "point"] = "encoder"  # of the training latents
+    kernel: str = "linear+rbf"  # expression of kernels, see build_kernel
+    likelihoods: dict[str, Literal["gaussian", "student", "poisson", "bernoulli", "categorical"]] = {}
+    hidden: int = Field(default=64, ge=1)  # width of the encoder's correction
+    inference_steps: int = Field(default=8, ge=0)  # Gauss-Newton steps per new object; 0 trusts the encoder alone
+
+    @property
+    def default_policy(self) -> Policy | None:
+        # the encoder must have met every subset it will be asked about; per-object latents read the target
+        return HideModalities(probability=0.15) if self.posterior == "encoder" else None
+
+    def build(self, schema: Schema, total: int, seed: int) -> AbstractModel:
+        for name in (*self.private, *self.likelihoods):
+            schema[name]
+        return _Module(self, schema, total, seed)
+
+
+class _Module(AbstractModel):
+    capabilities: ClassVar[frozenset[str]] = frozenset({"density", "latent", "generate", "limits"})
+
+    def __init__(self, config: SharedGPLVM, schema: Schema, total: int, seed: int) -> None:
+        super().__init__()
+        self.config, self.schema, self.total = config, schema, total
+        self.size = config.latent_dim + sum(config.private.values())
+        generator = torch.Generator().manual_seed(seed)
+        self.blocks = {"shared": ModalitySpec(name="shared", shape=(config.latent_dim,))}
+        self.columns: dict[str, Tensor] = {}
+        decoders, likelihoods = {}, {}
+        offset = config.latent_dim
+        for spec in schema.modalities:
+            own = config.private.get(spec.name, 0)
+            if own:
+                self.blocks[f"private_{spec.name}"] = ModalitySpec(name=f"private_{spec.name}", shape=(own,))
+            self.columns[spec.name] = torch.tensor([*range(config.latent_dim), *range(offset, offset + own)])
+            offset += own
+            likelihood = build_likelihood(config.likelihoods.get(spec.name), spec)
+            dim = len(self.columns[spec.name])
+            inducing = torch.randn(config.inducing, dim, generator=generator)
+            decoders[spec.name] = SparseGP(build_kernel(config.kernel, dim), inducing, spec.size * likelihood.functions)
+            likelihoods[spec.name] = likelihood
+        self.decoders, self.likelihoods = nn.ModuleDict(decoders), nn.ModuleDict(likelihoods)
+        cells = sum(decoder.constant.numel() for decoder in decoders.values())
+        empty = torch.zeros(cells, self.size)
+        amortised = config.posterior == "encoder"
+        factors = FactorPosterior(empty, torch.zeros(cells), torch.ones(cells), trainable=amortised)
+        self.encoder = AmortisedPosterior(factors, config.hidden) if amortised else None
+        self.factors = None if amortised else factors
+        self.locals: LocalPosterior | None = None
+        if not amortised:
+            form = {"gaussian": "full", "diagonal": "diagonal", "map": "point", "point": "point"}[config.posterior]
+            start = GaussianLatent(torch.zeros(total, self.size), torch.eye(self.size).repeat(total, 1, 1))
+            self.locals = LocalPosterior(start, form)  # type: ignore[arg-type]
+
+    def terms(self, context: Observations, target: Observations) -> dict[str, Term]:
+        """nll/m, kl/shared, kl/private_m, kl/inducing.
+
+        The encoder is scored on what it saw (the bound of the context), so that its posterior of an incomplete row
+        is that row's own; per-object latents read and score the target.
+        """
+        read = context if self.encoder is not None else target
+        posterior = self._training_posterior(read)
+        z = posterior.draw(torch.randn(1, *posterior.mean.shape).to(posterior.mean))[0]
+        everyone = torch.ones(len(z), dtype=torch.bool, device=z.device)
+        found: dict[str, Term] = {}
+        for name, part in read.parts.items():
+            cells = flat(part)
+            gp = self._decoder(name)
+            mean, variance = gp.moments(gp.features(z[:, self.columns[name]]))
+            expected = self._likelihood(name).expected(cells, mean, variance).sum(-1)
+            found[f"nll/{name}"] = PerObject(-expected, everyone)
+        if self.config.posterior != "point":
+            divergence = posterior.divergence()
+            for block, columns in self._block_columns().items():
+                found[f"kl/{block}"] = PerObject(divergence[:, columns].sum(-1), everyone)
+        inducing = torch.stack([self._decoder(name).divergence().sum() for name in self.decoders]).sum()
+        found["kl/inducing"] = Global(inducing / self.total)
+        return found
+
+    @torch.no_grad()
+    def closed_form_step(
+        self, context: Observations, target: Observations, scale: float, weights: Mapping[str, float], rate: float
+    ) -> None:
+        """Natural-gradient step of every q(u); with weights a on nll and β on kl/inducing its scale is a/β."""
+        read = context if self.encoder is not None else target
+        posterior = self._training_posterior(read)
+        z = posterior.draw(torch.randn(1, *posterior.mean.shape).to(posterior.mean))[0]
+        for name, part in read.parts.items():
+            weight = weights.get(f"nll/{name}", 1.0)
+            if weight == 0:
+                continue
+            gp = self._decoder(name)
+            features = gp.features(z[:, self.columns[name]])
+            _, g, h = self._likelihood(name).slopes(flat(part), *gp.moments(features))
+            relative = scale * weight / weights.get("kl/inducing", 1.0)
+            gp.natural_step(features.a, g, (-2 * h).clamp_min(0), scale=relative, rate=rate)
+
+    @torch.no_grad()
+    def start(self, target: Observations) -> None:
+        """Factor analysis of the table, then inducing inputs among its latents and one step of every q(u)."""
+        for name, part in target.parts.items():
+            limited = bool((part.state > State.MEASURED).any())
+            if limited and not self._likelihood(name).takes_limits:
+                kind = type(self._likelihood(name)).__name__
+                raise DataError(f"Expected no limits in '{name}' under the {kind} likelihood; got some. Use 'gaussian'.")
+        fit_start(self, target, shared=self.config.latent_dim)
+
+    def refresh(self) -> None:
+        for name in self.decoders:
+            self._decoder(name).refresh()
+
+    def condition(self, context: Observations) -> LatentConditional:
+        """The posterior of the latents of any subset of cells, refined by Gauss-Newton steps per row."""
+        start = self._start_posterior(context)
+        return LatentConditional(self.views(context), self._infer(start, context), self._block_columns())
+
+    @torch.no_grad()
+    def _infer(self, start: GaussianLatent, context: Observations) -> GaussianLatent:
+        if self.config.inference_steps == 0:
+            return start
+        point = self.config.posterior in ("point", "map")
+        prior = 1e-4 if self.config.posterior == "point" else 1.0  # maximum likelihood, kept solvable
+        views = list(self.views(context).values())
+        mean, curvature = gauss_newton(start.mean, views, steps=self.config.inference_steps, prior=prior)
+        if not point:
+            return from_precision(mean, curvature)
+        # with nothing seen there is no point to estimate: the posterior is the prior
+        nothing = ~torch.stack([view.part.seen.any(-1) for view in views]).any(0)
+        identity = torch.eye(self.size, dtype=mean.dtype, device=mean.device)
+        return GaussianLatent(mean, nothing[:, None, None] * identity)
+
+    def groups(self) -> tuple[Group, ...]:
+        named = dict(self.named_parameters())
+        kinds = {"decoders": "decoders", "likelihoods": "likelihoods", "encoder": "encoder", "locals": "locals"}
+        # a stale row of a local posterior gets a gradient once per epoch, hence the larger rate
+        factors = {"locals": 3.0}
+        return tuple(
+            Group(kind, {n: p for n, p in named.items() if n.split(".")[0] == root}, factors.get(kind, 1.0))
+            for root, kind in kinds.items()
+            if any(n.split(".")[0] == root for n in named)
+        )
+
+    def answers(self, readable: frozenset[str], producible: frozenset[str]) -> bool:
+        return readable | producible <= set(self.schema.names) and bool(producible)
+
+    def relevance(self) -> Tensor:
+        """How strongly the decoders vary along each latent dimension, shape (Q,), the largest being 1."""
+        total = torch.zeros(self.size)
+        for name in self.decoders:
+            gp = self._decoder(name)
+            total[self.columns[name]] += gp.kernel.relevance().detach().cpu() ** 2 * gp.constant.numel()
+        return (total / total.max()).sqrt()
+
+    def views(self, obs: Observations) -> dict[str, View]:
+        """Decoder, likelihood and flat cells of every modality of a batch."""
+        return {
+            name: View(self._decoder(name), self._likelihood(name), flat(part), self.columns[name])
+            for name, part in obs.parts.items()
+        }
+
+    def pseudo(self, obs: Observations) -> tuple[Tensor, Tensor, Tensor]:
+        """Gaussian look-alikes of all cells side by side: value, known variance and seen, each (B, D_total)."""
+        values, variances, seen = [], [], []
+        for name in self.schema.names:
+            part, likelihood = flat(obs.parts[name]), self._likelihood(name)
+            value, variance = likelihood.pseudo(part)
+            values.append(value)
+            variances.append(variance)
+            seen.append(part.seen.repeat_interleave(likelihood.functions, -1))
+        return torch.cat(values, -1), torch.cat(variances, -1), torch.cat(seen, -1)
+
+    def _training_posterior(self, read: Observations) -> GaussianLatent:
+        if self.encoder is not None:
+            return self.encoder(*self.pseudo(read))
+        assert self.locals is not None
+        return self.locals(read.index)
+
+    def _start_posterior(self, context: Observations) -> GaussianLatent:
+        if self.encoder is not None:
+            with torch.no_grad():
+                return self.encoder(*self.pseudo(context))
+        assert self.factors is not None
+        return from_precision(*self.factors(*self.pseudo(context)))
+
+    def _block_columns(self) -> dict[str, Tensor]:
+        found, offset = {}, 0
+        for block, spec in self.blocks.items():
+            found[block] = torch.arange(offset, offset + spec.size)
+            offset += spec.size
+        return found
+
+    def _decoder(self, name: str) -> SparseGP:
+        return self.decoders[name]  # type: ignore[return-value]
+
+    def _likelihood(self, name: str) -> AbstractLikelihood:
+        return self.likelihoods[name]  # type: ignore[return-value]

@@ -1,0 +1,115 @@
+"""Where a GP latent variable model begins: factor analysis, inducing inputs among the latents, one step of q(u)."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from consilience.blocks.factors import FactorPosterior, fit_factors
+from consilience.blocks.gp import SparseGP
+from consilience.blocks.kernels import AbstractKernel, Linear
+from consilience.blocks.laplace import View
+from consilience.blocks.likelihoods import Gaussian, StudentT
+from consilience.blocks.posteriors import AmortisedPosterior, LocalPosterior, from_precision
+from consilience.data.observations import Observations
+
+__all__ = ["fit_start"]
+
+ROWS = 4000  # rows that the start looks at; more change it little
+
+
+class _Startable(Protocol):
+    encoder: AmortisedPosterior | None
+    factors: FactorPosterior | None
+    locals: LocalPosterior | None
+    columns: Mapping[str, Tensor]
+    total: int
+    size: int
+    decoders: nn.ModuleDict
+
+    def pseudo(self, obs: Observations) -> tuple[Tensor, Tensor, Tensor]: ...
+
+    def views(self, obs: Observations) -> dict[str, View]: ...
+
+
+@torch.no_grad()
+def fit_start(model: _Startable, target: Observations, *, shared: int) -> None:
+    """Set encoder, latents, noise, constants, kernels, inducing inputs and q(u) from the training table."""
+    stride = max(1, -(-len(target) // ROWS))
+    some = target[slice(None, None, stride)]
+    value, known, seen = model.pseudo(some)
+    cells = _cells(model)
+    start = fit_factors(value, known, seen, factors=shared)
+    loadings = torch.zeros(value.shape[1], model.size, dtype=value.dtype)
+    loadings[:, :shared] = start.loadings
+    noise = start.log_noise.exp()
+    mean, _ = start(value, known, seen)
+    residual = value - start.offset - mean @ start.loadings.mT
+    for name, columns in model.columns.items():
+        own = columns[shared:]
+        if len(own):
+            c = cells[name]
+            private = fit_factors(residual[:, c], known[:, c], seen[:, c], factors=len(own))
+            loadings[c, own[0] : own[-1] + 1] = private.loadings
+            noise[c] = private.log_noise.exp()
+    factors = model.encoder.factors if model.encoder is not None else model.factors
+    assert factors is not None
+    factors.loadings.copy_(loadings)
+    factors.offset.copy_(start.offset)
+    factors.log_noise.copy_(noise.log())
+    if model.locals is not None:
+        _start_locals(model.locals, factors, model.pseudo(target))
+    posterior = from_precision(*factors(value, known, seen))
+    z = posterior.draw(torch.randn(1, *posterior.mean.shape).to(posterior.mean))[0]
+    for name, view in model.views(some).items():
+        _start_decoder(view, z[:, view.columns], loadings[cells[name]], start.offset[cells[name]], noise[cells[name]])
+        for _ in range(1 if isinstance(view.likelihood, Gaussian) else 5):
+            features = view.gp.features(z[:, view.columns])
+            _, g, h = view.likelihood.slopes(view.part, *view.gp.moments(features))
+            view.gp.natural_step(features.a, g, (-2 * h).clamp_min(0), scale=model.total / len(some), rate=1.0)
+
+
+def _start_decoder(view: View, z: Tensor, loadings: Tensor, offset: Tensor, noise: Tensor) -> None:
+    gp = view.gp
+    count = len(gp.inducing)
+    order = torch.randperm(len(z))[:count]
+    chosen = z[order]
+    if len(chosen) < count:  # fewer objects than inducing inputs: fill up from the prior
+        chosen = torch.cat([chosen, torch.randn(count - len(chosen), z.shape[1], dtype=z.dtype)])
+    gp.inducing.copy_(chosen)
+    gp.constant.copy_(offset)
+    strength = loadings[:, view.columns].square().mean(0).clamp_min(1e-4)
+    for kernel in _leaves(gp.kernel):
+        if isinstance(kernel, Linear):
+            kernel.log_variance.copy_(strength.log())
+    if isinstance(view.likelihood, Gaussian | StudentT):
+        view.likelihood.log_noise.copy_(noise.clamp_min(1e-4).log())
+
+
+def _start_locals(locals_: LocalPosterior, factors: FactorPosterior, pseudo: tuple[Tensor, Tensor, Tensor]) -> None:
+    posterior = from_precision(*factors(*pseudo))
+    locals_.mean.copy_(posterior.mean)
+    if locals_.form == "point" or posterior.factor is None:
+        return
+    if locals_.form == "diagonal":
+        locals_.log_scale.copy_(posterior.std.log())
+        return
+    scale = posterior.factor.diagonal(dim1=-2, dim2=-1)
+    locals_.log_scale.copy_(scale.log())
+    locals_.lower.copy_(torch.tril(posterior.factor / scale[..., None], -1))
+
+
+def _cells(model: _Startable) -> dict[str, slice]:
+    found, offset = {}, 0
+    for name in model.columns:
+        gp = model.decoders[name]
+        assert isinstance(gp, SparseGP)
+        found[name] = slice(offset, offset + gp.constant.numel())
+        offset += gp.constant.numel()
+    return found
+
+
+def _leaves(kernel: AbstractKernel) -> list[AbstractKernel]:
+    return [module for module in kernel.modules() if isinstance(module, AbstractKernel)]
+

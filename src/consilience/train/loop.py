@@ -1,0 +1,253 @@
+"""The one training loop, on Lightning Fabric: terms in, weights and steps out."""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+
+from consilience.data.batching import BatchSchedule
+from consilience.data.masking import AbstractPolicy
+from consilience.data.observations import Observations
+from consilience.errors import RequestError
+from consilience.models.base import AbstractFamily, AbstractModel
+from consilience.train.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    optimiser_state,
+    restore_optimiser,
+    save_checkpoint,
+    write_atomic,
+)
+from consilience.train.config import Stage, TrainConfig
+from consilience.train.progress import ProgressBar
+from consilience.train.weights import objective, weights_at
+
+__all__ = ["History", "train"]
+
+History = list[dict[str, float]]
+
+
+@dataclass
+class _Run:
+    """What changes while a run goes on."""
+
+    history: History = field(default_factory=list)
+    best: float = math.inf
+    best_state: dict[str, Tensor] = field(default_factory=dict)
+    waited: int = 0
+    averages: dict[str, float] = field(default_factory=dict)
+
+
+def train(
+    model: AbstractModel,
+    data: Observations,
+    held_out: Observations | None,
+    family: AbstractFamily,
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+) -> History:
+    """Train a model in place on a scaled table (numpy) and return the history of its terms.
+
+    Every step draws its randomness from (seed, stage, step), so a resumed run ends where an uninterrupted one does.
+
+    Arguments:
+        model: What to train; ends with the best validated weights where there are held-out rows, else the last.
+        data: Scaled training rows.
+        held_out: Scaled validation rows, or None.
+        family: Names the default masking policy.
+        config: Everything else.
+        resume: Continue from ``config.checkpoint`` if there is a checkpoint.
+
+    Raises:
+        TrainingError: a term is not finite; names it.
+        ModelFileError: the checkpoint is damaged or another run's.
+    """
+    fabric = Fabric(accelerator=config.device, devices=1, precision=config.precision)
+    dtype = torch.float64 if config.precision == "64-true" else torch.float32
+    table = data.to(fabric.device, dtype)
+    valid = None if held_out is None else held_out.to(fabric.device, dtype)
+    model.to(fabric.device, dtype)
+    stages = config.stages or (Stage(name="train", steps=_steps(config, len(data))),)
+    key = _key(family, config, data)
+    directory = None if config.checkpoint is None else Path(config.checkpoint)
+    if resume and directory is None:
+        raise RequestError("Expected TrainConfig(checkpoint=…) to resume from; got none. Name the directory.")
+    saved = load_checkpoint(directory, key) if resume and directory is not None else None
+    run = _Run()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_number(config.seed, "start"))
+        if saved is None:
+            model.start(table)
+        else:
+            _restore(model, run, saved)
+        first = 0 if saved is None else int(saved.meta["stage"])  # type: ignore[call-overload]
+        for number in range(first, len(stages)):
+            loop = _StageLoop(fabric, model, table, valid, _policy(family, config), config, stages[number], number)
+            loop.run(run, saved if saved is not None and number == first else None, directory, key)
+    if directory is not None:
+        write_atomic(directory / "history.csv", _csv(run.history))
+    return run.history
+
+
+class _StageLoop:
+    def __init__(
+        self,
+        fabric: Fabric,
+        model: AbstractModel,
+        table: Observations,
+        valid: Observations | None,
+        policy: AbstractPolicy | None,
+        config: TrainConfig,
+        stage: Stage,
+        number: int,
+    ) -> None:
+        self.fabric, self.model, self.table, self.valid = fabric, model, table, valid
+        self.policy, self.config, self.stage, self.number = policy, config, stage, number
+        groups = [g for g in model.groups() if not stage.groups or g.name in stage.groups]
+        if not groups:
+            known = [g.name for g in model.groups()]
+            raise RequestError(f"Expected groups among {known} in stage '{stage.name}'; got {list(stage.groups)}.")
+        self.groups = groups
+        self.named: Mapping[str, nn.Parameter] = {n: p for g in groups for n, p in g.parameters.items()}
+        self.optimiser = torch.optim.Adam(
+            [{"params": list(g.parameters.values()), "factor": g.factor} for g in groups], lr=config.learning_rate
+        )
+        self.wrapped, self.wrapped_optimiser = fabric.setup(model, self.optimiser)
+        self.schedule = BatchSchedule(len(table), config.batch_size, _number(config.seed, stage.name))
+        self.weights = {**config.weights, **stage.weights}
+
+    def run(self, run: _Run, saved: Checkpoint | None, directory: Path | None, key: str) -> None:
+        begin = 0
+        if saved is not None:
+            begin = int(saved.meta["step"])  # type: ignore[call-overload]
+            restore_optimiser(self.optimiser, self.named, saved.tensors)
+        else:
+            run.best, run.waited, run.best_state = math.inf, 0, {}
+        stopped = run.waited >= (self.config.patience or math.inf)
+        step = begin
+        with ProgressBar(f"training ({self.stage.name})", self.stage.steps) as bar:
+            while step < self.stage.steps and not stopped:
+                self._step(step, run)
+                step += 1
+                if step % self.config.evaluate_every == 0 or step == self.stage.steps:
+                    stopped = self._evaluate(step, run)
+                    bar.advance(step, f"{run.history[-1]['train/total']:.2f} nats")
+                if directory is not None and (step % self.config.checkpoint_every == 0 or step == self.stage.steps):
+                    self._save(directory, key, step, run)
+        if run.best_state:
+            self.model.load_state_dict(run.best_state)
+            self.model.refresh()
+
+    def _step(self, step: int, run: _Run) -> None:
+        torch.manual_seed(_number(self.config.seed, f"{self.stage.name}/{step}"))
+        target = self.table[torch.as_tensor(self.schedule.rows(step)).numpy()]
+        context = target if self.policy is None else self.policy(target, torch.default_generator)
+        rate = _cosine(step / self.stage.steps, self.config.decay)
+        weights = _Weights(step, self.weights)
+        scale = len(self.table) / len(target)
+        self.model.closed_form_step(context, target, scale, weights, self.config.closed_form_rate * rate)
+        terms = self.wrapped(context, target)
+        total, values = objective(terms, weights_at(step, terms, self.weights))
+        self.optimiser.zero_grad()
+        self.fabric.backward(total)
+        for group, options in zip(self.groups, self.optimiser.param_groups, strict=True):
+            options["lr"] = self.config.learning_rate * group.factor * rate
+            clip = group.clip if group.clip is not None else self.config.clip
+            if clip is not None:
+                nn.utils.clip_grad_norm_(list(group.parameters.values()), clip)
+        self.wrapped_optimiser.step()
+        for name, value in {**values, "total": float(total.detach())}.items():
+            past = run.averages.get(name, value)
+            run.averages[name] = 0.9 * past + 0.1 * value
+
+    def _evaluate(self, step: int, run: _Run) -> bool:
+        """Record the terms; True when patience is at an end."""
+        row = {"stage": float(self.number), "step": float(step)}
+        row |= {f"train/{name}": value for name, value in run.averages.items()}
+        if self.valid is not None and "locals" not in {g.name for g in self.groups}:
+            torch.manual_seed(_number(self.config.seed, f"{self.stage.name}/validation"))
+            with torch.no_grad():
+                terms = self.model.terms(self.valid, self.valid)
+                total, values = objective(terms, weights_at(step, terms, self.weights))
+            row |= {f"validation/{name}": value for name, value in values.items()}
+            row["validation/total"] = float(total)
+            if row["validation/total"] < run.best:
+                run.best, run.waited = row["validation/total"], 0
+                run.best_state = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+            else:
+                run.waited += 1
+        run.history.append(row)
+        return run.waited >= (self.config.patience or math.inf)
+
+    def _save(self, directory: Path, key: str, step: int, run: _Run) -> None:
+        tensors = {f"model/{name}": value for name, value in self.model.state_dict().items()}
+        tensors |= {f"best/{name}": value for name, value in run.best_state.items()}
+        tensors |= optimiser_state(self.optimiser, self.named)
+        meta: dict[str, object] = {"stage": self.number, "step": step, "history": run.history}
+        meta |= {"best": run.best, "waited": run.waited, "averages": run.averages}
+        save_checkpoint(directory, Checkpoint(tensors, meta, key))
+        write_atomic(directory / "history.csv", _csv(run.history))
+
+
+class _Weights(dict[str, float]):
+    """Weights of a step, resolved by name when asked."""
+
+    def __init__(self, step: int, weights: Mapping[str, object]) -> None:
+        super().__init__()
+        self._step, self._patterns = step, weights
+
+    def get(self, key: str, default: float = 1.0) -> float:  # type: ignore[override]
+        return weights_at(self._step, [key], self._patterns)[key]  # type: ignore[arg-type]
+
+
+def _restore(model: AbstractModel, run: _Run, saved: Checkpoint) -> None:
+    def under(prefix: str) -> dict[str, Tensor]:
+        return {n.removeprefix(prefix): t for n, t in saved.tensors.items() if n.startswith(prefix)}
+
+    model.load_state_dict(under("model/"))
+    model.refresh()
+    run.best_state = under("best/")
+    run.history = list(saved.meta["history"])  # type: ignore[call-overload]
+    run.best, run.waited = float(saved.meta["best"]), int(saved.meta["waited"])  # type: ignore[arg-type]
+    run.averages = dict(saved.meta["averages"])  # type: ignore[call-overload]
+
+
+def _policy(family: AbstractFamily, config: TrainConfig) -> AbstractPolicy | None:
+    if config.masking == "none":
+        return None
+    return family.default_policy if config.masking == "default" else config.masking
+
+
+def _steps(config: TrainConfig, rows: int) -> int:
+    if config.max_epochs is None:
+        return config.max_steps
+    return min(config.max_steps, config.max_epochs * BatchSchedule(rows, config.batch_size, 0).steps_per_epoch)
+
+
+def _cosine(part: float, least: float) -> float:
+    return least + (1 - least) * 0.5 * (1 + math.cos(math.pi * part))
+
+
+def _number(seed: int, text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{text}".encode(), digest_size=7).digest(), "little")
+
+
+def _key(family: AbstractFamily, config: TrainConfig, data: Observations) -> str:
+    fixed = config.model_dump_json(exclude={"checkpoint", "checkpoint_every", "device"})
+    parts = [family.model_dump_json(), fixed, data.schema.model_dump_json(), *data.ids.tolist()]
+    digest = hashlib.sha256("\x1f".join(parts).encode())
+    for part in data.parts.values():
+        digest.update(part.value.tobytes())
+    return digest.hexdigest()
+
+
+def _csv(history: History) -> bytes:
+    columns = list(dict.fromkeys(name for row in history for name in row))
+    lines = [",".join(columns)] + [",".join(str(row.get(name, "")) for name in columns) for row in history]
+    return ("\n".join(lines) + "\n").encode()
