@@ -1,1 +1,27 @@
-"""Questions asked of any fitted model; each returns a frozen Result."""
+"""Questions asked of any fitted model; each returns a frozen result with ``table``, ``figure`` and ``save``."""
+
+from consilience.analysis.base import AbstractResult
+from consilience.analysis.baselines import BoostedTrees, MeanBaseline, RidgePCA
+from consilience.analysis.calibration import Bands, Calibration, calibration
+from consilience.analysis.comparison import Comparison, compare
+from consilience.analysis.imputation import Imputation, imputation
+from consilience.analysis.outliers import Outliers, outliers
+from consilience.analysis.reconstruction import Reconstruction, reconstruction
+
+__all__ = [
+    "AbstractResult",
+    "Bands",
+    "BoostedTrees",
+    "Calibration",
+    "Comparison",
+    "Imputation",
+    "MeanBaseline",
+    "Outliers",
+    "Reconstruction",
+    "RidgePCA",
+    "calibration",
+    "compare",
+    "imputation",
+    "outliers",
+    "reconstruction",
+]

@@ -1,0 +1,155 @@
+"""Which rows are unlike the reference? A score per row and a p-value that holds its false-positive rate."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from consilience.analysis.base import AbstractResult, seen, truth_of
+from consilience.analysis.reconstruction import residuals
+from consilience.data.observations import Observations
+from consilience.errors import CapabilityError, RequestError
+from consilience.typing import BoolArray, FloatArray, StringArray
+
+if TYPE_CHECKING:
+    from astropy.table import Table
+
+    from consilience.plots.style import Figure
+    from consilience.predict.fitted import Fitted
+
+__all__ = ["Outliers", "outliers"]
+
+
+@dataclass(frozen=True)
+class Outliers(AbstractResult):
+    """Per row: two scores in robust standard deviations of the reference, their maximum, its p-value, and the flag.
+
+    ``latent`` is the Mahalanobis distance of the latent mean, ``residual`` the χ² of the seen cells; NaN where a row
+    has none. ``threshold`` is the score above which a row is flagged.
+    """
+
+    name: ClassVar[str] = "outliers"
+
+    ids: StringArray
+    latent: FloatArray
+    residual: FloatArray
+    score: FloatArray
+    pvalue: FloatArray
+    flagged: BoolArray
+    threshold: float
+    rate: float
+
+    def table(self) -> "Table":
+        """One row per object, the most unusual first."""
+        from astropy.table import Table
+
+        columns = ("latent", "residual", "score", "pvalue", "flagged")
+        order = np.argsort(-np.nan_to_num(self.score, nan=-np.inf), kind="stable")
+        return Table({"id": self.ids, **{key: getattr(self, key) for key in columns}})[order]
+
+    def figure(self) -> "Figure":
+        """Latent against residual score, with the threshold."""
+        from consilience import plots
+
+        return plots.outlier_map(self.latent, self.residual, self.flagged, self.threshold)
+
+
+def outliers(
+    fitted: "Fitted", obs: Observations, reference: Observations, *, rate: float = 0.01, n: int = 100, seed: int = 0
+) -> Outliers:
+    r"""Flag rows unlike the reference at a stated false-positive rate.
+
+    Each row gets :math:`d^2 = (\mu-m)^\top C^{-1}(\mu-m)` of its latent mean and :math:`\chi^2` of its seen cells under
+    the predictive variance. Both are made comparable between rows with few and many cells (Wilson-Hilferty) and
+    standardised by median and half-width; the score is the larger one. One half of the reference fixes m, C and the
+    standardisation; the other half gives :math:`p = (1 + \#\{s_{ref} \ge s\})/(1 + n_{ref})`, valid in finite samples for
+    rows exchangeable with it (conformal p-value).
+
+    Arguments:
+        fitted: Any model with a latent, or one that reconstructs what it is shown.
+        obs: Rows to judge.
+        reference: Ordinary rows. Rows the model was *not* trained on keep the false-positive rate exactly; training
+            rows are explained too well, so fresh ordinary rows are then flagged somewhat more often.
+        rate: False-positive rate in (0, 1).
+        n: Draws per object for the predictive variance.
+        seed: Of the draws and of the halves.
+
+    Raises:
+        RequestError: a rate outside (0, 1), or too few reference rows to resolve it.
+        CapabilityError: the model has no latent and reconstructs nothing.
+
+    References:
+        Bates et al. 2023, Ann. Stat. 51, 149 (conformal outlier p-values); Wilson & Hilferty 1931, PNAS 17, 684.
+    """
+    if not 0 < rate < 1:
+        raise RequestError(f"Expected a false-positive rate in (0, 1); got {rate}.")
+    kept = len(reference) - len(reference) // 2
+    if rate * (kept + 1) < 1 or len(reference) < 4:
+        raise RequestError(
+            f"Expected at least {max(4, 2 * int(np.ceil(1 / rate)))} reference rows for a rate of {rate:g}; "
+            f"got {len(reference)}. Add rows or raise the rate."
+        )
+    order = np.random.default_rng(seed).permutation(len(reference))
+    first, second = order[kept:], order[:kept]
+    names = [m for m in reference.schema.names if fitted.answers(seen(reference), frozenset([m]))]
+    names = [m for m in names if fitted.schema[m].kind != "category" and m in seen(reference)]
+    if not names and "latent" not in fitted.capabilities:
+        raise CapabilityError("Expected a model with a latent or one that reconstructs; got neither. Use another family.")
+    of_reference = _components(fitted, reference, reference, first, names, n, seed)
+    of_rows = _components(fitted, obs, reference, first, names, n, seed)
+    standard_reference, standard = [], []
+    for r, o in zip(of_reference, of_rows, strict=True):
+        low, middle, high = np.nanpercentile(r[first], [15.865, 50, 84.135]) if np.isfinite(r[first]).any() else (0, 0, 2)
+        scale = 0.5 * (high - low) or 1.0
+        standard_reference.append((r - middle) / scale)
+        standard.append((o - middle) / scale)
+    calibrators = np.sort(_largest(standard_reference)[second])
+    score = _largest(standard)
+    above = len(calibrators) - np.searchsorted(calibrators, score, side="left")
+    pvalue = (1 + above) / (1 + len(calibrators))
+    allowed = int(np.floor(rate * (1 + len(calibrators)))) - 1
+    threshold = calibrators[len(calibrators) - 1 - allowed]
+    return Outliers(obs.ids, standard[0], standard[1], score, pvalue, pvalue <= rate, float(threshold), rate)
+
+
+def _components(
+    fitted: "Fitted",
+    obs: Observations,
+    reference: Observations,
+    first: np.ndarray,
+    names: list[str],
+    n: int,
+    seed: int,
+) -> tuple[FloatArray, FloatArray]:
+    latent = np.full(len(obs), np.nan)
+    if "latent" in fitted.capabilities:
+        base = _position(fitted, reference[first])
+        centre = base.mean(axis=0)
+        # A ridge keeps unused latent dimensions from dividing by nothing.
+        cov = np.atleast_2d(np.cov(base.T)) + 1e-3 * np.eye(base.shape[1])
+        away = _position(fitted, obs) - centre
+        squared = np.einsum("nq,qr,nr->n", away, np.linalg.inv(cov), away)
+        latent = _normal(squared, np.full(len(obs), base.shape[1]))
+    total, count = np.zeros(len(obs)), np.zeros(len(obs))
+    for name in names:
+        if not obs.parts[name].seen.any():
+            continue
+        _, chi2 = residuals(fitted, obs, obs, name, n=n, seed=seed, truth=truth_of(obs, name))
+        total += np.nansum(chi2, axis=1)
+        count += np.isfinite(chi2).sum(axis=1)
+    return latent, _normal(total, count)
+
+
+def _position(fitted: "Fitted", obs: Observations) -> FloatArray:
+    latent = fitted.latent(obs)
+    return np.concatenate([latent.mean[block].reshape(len(obs), -1) for block in sorted(latent.mean)], axis=1)
+
+
+def _normal(chi2: FloatArray, dof: FloatArray) -> FloatArray:
+    # Wilson-Hilferty: the cube root of chi2/dof is nearly normal.
+    dof = np.where(dof > 0, dof, np.nan)
+    return (np.cbrt(chi2 / dof) - (1 - 2 / (9 * dof))) / np.sqrt(2 / (9 * dof))
+
+
+def _largest(parts: list[FloatArray]) -> FloatArray:
+    return np.max(np.stack([np.nan_to_num(part, nan=-np.inf) for part in parts]), axis=0)

@@ -1,0 +1,156 @@
+"""Does the model explain the cells? Errors and χ² per degree of freedom, of seen cells or of cells kept from it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from consilience.analysis.base import AbstractResult, answered, quantities, seen, tiles, truth_of
+from consilience.analysis.scores import mean_absolute_error, root_mean_square
+from consilience.data.observations import Observations
+from consilience.data.schema import Schema
+from consilience.errors import CapabilityError, DataError
+from consilience.typing import BoolArray, FloatArray, IntArray
+
+if TYPE_CHECKING:
+    from astropy.table import Table
+
+    from consilience.plots.style import Figure
+    from consilience.predict.fitted import Fitted
+
+__all__ = ["Reconstruction", "reconstruction", "residuals"]
+
+
+@dataclass(frozen=True)
+class Reconstruction(AbstractResult):
+    r"""Errors in physical units and :math:`\chi^2/\nu`, mean of :math:`(x-\bar f)^2/(s_f^2+\sigma^2)` over scored cells.
+
+    :math:`\bar f, s_f` are mean and standard deviation of the model's draws (intrinsic scatter included), σ the stated
+    error. ``chi2`` is near 1 for cells kept from a right model, and somewhat below 1 for cells that it was shown.
+    Arrays have one number per quantity; ``chi2_cell`` one per cell of each modality.
+    """
+
+    name: ClassVar[str] = "reconstruction"
+
+    schema: Schema
+    quantities: tuple[str, ...]
+    units: tuple[str, ...]
+    cells: IntArray
+    mse: FloatArray
+    rmse: FloatArray
+    mae: FloatArray
+    chi2: FloatArray
+    chi2_cell: dict[str, FloatArray]
+    hidden: bool
+    skipped: tuple[str, ...]
+
+    def table(self) -> "Table":
+        """One row per named cell or modality; mse has the square of the unit."""
+        from astropy.table import Table
+
+        columns = {"quantity": list(self.quantities), "unit": list(self.units), "cells": self.cells}
+        return Table({**columns, "rmse": self.rmse, "mse": self.mse, "mae": self.mae, "chi2_per_dof": self.chi2})
+
+    def figure(self) -> "Figure":
+        """χ² per degree of freedom of every cell, one panel per modality; 1 is right."""
+        from consilience import plots
+
+        parts = []
+        for name, value in self.chi2_cell.items():
+            spec = self.schema[name]
+            grid = spec.grid if len(spec.shape) == 1 else None
+            labels = plots.Labels(
+                grid.name if grid else "", "χ² / dof", name + (", kept from the model" if self.hidden else ""),
+                grid.unit if grid else "",
+            )
+            parts.append(plots.Profile(value, grid.centres() if grid else None, tuple(spec.cell_names()), labels))
+        return plots.profiles(parts, target=1.0)
+
+
+def reconstruction(
+    fitted: "Fitted",
+    obs: Observations,
+    targets: Sequence[str] | None = None,
+    *,
+    hidden: Mapping[str, BoolArray] | None = None,
+    n: int = 100,
+    seed: int = 0,
+) -> Reconstruction:
+    """Errors and χ² of the measured cells, or with ``hidden`` of those cells only, given the rest of the row.
+
+    Arguments:
+        fitted: Any fitted model.
+        obs: Rows to explain.
+        targets: Modalities to score; by default all that hold scored cells and that the model answers, categories
+            apart (their differences mean nothing).
+        hidden: Cells to keep from the model and to score, (N, *event) per modality; None scores what it was shown.
+        n: Draws per object.
+        seed: Of the draws.
+
+    Raises:
+        CapabilityError: the model answers none of the targets, or not one that was asked for by name.
+        DataError: no measured cell to score.
+    """
+    context = obs if hidden is None else obs.hide_cells(hidden)
+    ordered = [spec.name for spec in obs.schema.modalities if spec.kind != "category"]
+    names = tuple(targets or (hidden or ordered))
+    readable = seen(context)
+    wanted = [name for name in names if np.isfinite(truth_of(obs, name, _only(hidden, name))).any()]
+    if not wanted:
+        raise DataError(f"Expected measured cells of {list(names)} to score; got none. Choose other rows or cells.")
+    ask = [name for name in wanted if fitted.answers(readable, frozenset([name]))]
+    if targets:
+        answered(fitted, readable, wanted)
+    if not ask:
+        raise CapabilityError(f"Expected a modality that this model reconstructs; got {wanted}. It answers none.")
+    schema, found = fitted.schema, {}
+    for name in ask:
+        truth = truth_of(obs, name, _only(hidden, name))
+        found[name] = residuals(fitted, context, obs, name, n=n, seed=seed, truth=truth)
+    each = [q for name in ask for q in quantities(schema[name])]
+    error = [found[q.modality][0][:, q.cells].reshape(-1) for q in each]
+    chi2 = [found[q.modality][1][:, q.cells].reshape(-1) for q in each]
+    rmse = np.array([float(root_mean_square(e)) for e in error])
+    return Reconstruction(
+        schema,
+        tuple(q.name for q in each),
+        tuple(q.unit for q in each),
+        np.array([np.isfinite(e).sum() for e in error]),
+        rmse**2,
+        rmse,
+        np.array([float(mean_absolute_error(e)) for e in error]),
+        np.array([float(root_mean_square(np.sqrt(c))) ** 2 for c in chi2]),
+        {name: root_mean_square(np.sqrt(chi)) ** 2 for name, (_, chi) in found.items()},
+        hidden is not None,
+        tuple(name for name in wanted if name not in ask),
+    )
+
+
+def residuals(
+    fitted: "Fitted",
+    context: Observations,
+    obs: Observations,
+    name: str,
+    *,
+    n: int,
+    seed: int,
+    truth: FloatArray,
+) -> tuple[FloatArray, FloatArray]:
+    r"""Error :math:`\bar f - x` and :math:`(x-\bar f)^2/(s_f^2+\sigma^2)` of every cell, (N, D) each, NaN where no truth."""
+    error, chi2 = np.full(truth.shape, np.nan), np.full(truth.shape, np.nan)
+    sigma = obs.parts[name].sigma
+    known = np.zeros(truth.shape) if sigma is None else np.nan_to_num(sigma.reshape(truth.shape))
+    for rows in tiles(len(obs), 4 * truth.shape[1]):
+        found = fitted.summarise(context[rows], [name], ("mean", "std"), n=n, seed=seed).statistics[name]
+        mean, sd = (found[key].reshape(truth[rows].shape) for key in ("mean", "std"))
+        variance = sd**2 + known[rows] ** 2
+        error[rows] = mean - truth[rows]
+        chi2[rows] = error[rows] ** 2 / np.where(variance > 0, variance, np.nan)
+    return error, chi2
+
+
+def _only(hidden: Mapping[str, BoolArray] | None, name: str) -> BoolArray | None:
+    if hidden is None:
+        return None
+    return np.asarray(hidden[name], bool) if name in hidden else np.zeros((), bool)
