@@ -10,7 +10,7 @@ import numpy as np
 from consilience.data.observations import Modality, Observations, State, canonical_ids, modality
 from consilience.data.schema import Cell, Grid, ModalitySpec, Schema
 from consilience.errors import DataError, SchemaError
-from consilience.io.conversion import linear_map
+from consilience.io.conversion import error_scale, linear_map
 from consilience.io.raw import RawTable
 from consilience.io.resampling import require_ascending, resample
 from consilience.typing import BoolArray, FloatArray, IntArray, StringArray
@@ -154,7 +154,7 @@ class _Reader:
         if coord.ndim == 2:
             for row in range(1 if shared else self.size):
                 inside = coord[row][np.isfinite(coord[row])]
-                require_ascending(inside, f"{name!r} in row {row} (id {self.ids[row]!r}) of {self.table.source}")
+                require_ascending(inside, f"{name!r} in row {row} (id {str(self.ids[row])!r}) of {self.table.source}")
         return coord
 
     def _resampled(self, spec: ModalitySpec, grid: Grid, found: "_Values", coord: FloatArray) -> Modality:
@@ -178,7 +178,7 @@ class _Reader:
             z = 0.0 if self.redshift is None else float(self.redshift[row])
             if not z > -1:
                 raise DataError(
-                    f"Expected a redshift above -1 in row {row} (id {self.ids[row]!r}) of {self.table.source}; "
+                    f"Expected a redshift above -1 in row {row} (id {str(self.ids[row])!r}) of {self.table.source}; "
                     f"got {z}. Fill or drop that row."
                 )
             value[row], error = resample(
@@ -201,11 +201,10 @@ class _Reader:
         error = None
         if names.sigma is not None:
             error = self._error(names.sigma, raw, unseen, sentinels)
-            error = error * (self._maps(names.sigma, units)[0] if self._unit(names.sigma) else scale)
+            error = error * self._scales(names.sigma, units, 1, scale)
         elif names.ivar is not None:
             weight = np.nan_to_num(self._error(names.ivar, raw, unseen, sentinels), posinf=np.inf)
-            squares = [f"({unit})**-2" if unit else "" for unit in units]
-            factor = self._maps(names.ivar, squares)[0] if self._unit(names.ivar) else scale**-2
+            factor = self._scales(names.ivar, units, -2, scale**-2)
             with np.errstate(divide="ignore"):
                 error = 1.0 / np.sqrt(weight * factor)
         state = np.where(unseen, State.UNSEEN, State.MEASURED).astype(np.int8)
@@ -221,7 +220,7 @@ class _Reader:
             row = int(wrong[0][0])
             raise DataError(
                 f"Expected no negative number in column {name!r} of {self.table.source}; got "
-                f"{error[tuple(wrong[0])]:g} in row {row} (id {self.ids[row]!r}), and {len(wrong) - 1} more. "
+                f"{error[tuple(wrong[0])]:g} in row {row} (id {str(self.ids[row])!r}), and {len(wrong) - 1} more. "
                 "Mend it, or declare a sentinel."
             )
         return error
@@ -262,6 +261,15 @@ class _Reader:
     def _maps(self, name: str, wanted: Sequence[str]) -> tuple[FloatArray, FloatArray]:
         maps = np.array([self._map(name, unit) for unit in wanted])
         return (maps[0, 0], maps[0, 1]) if len(maps) == 1 else (maps[:, 0], maps[:, 1])
+
+    def _scales(self, name: str, wanted: Sequence[str], power: int, default: FloatArray) -> FloatArray:
+        """Scales of a column of errors; one without a unit shares the value's."""
+        stated = self._unit(name)
+        if not stated:
+            return default
+        what = f"column {name!r} of {self.table.source}"
+        scales = np.array([error_scale(stated, unit, what, power=power) for unit in wanted])
+        return scales[0] if len(scales) == 1 else scales
 
 
 @dataclass(frozen=True, slots=True)

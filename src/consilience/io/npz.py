@@ -29,8 +29,8 @@ def read_npz(path: PathOrStr) -> RawTable:
         DataError: the file is not an NPZ archive, is damaged, or holds pickled objects.
     """
     text, columns = None, {}
-    with guarded(path, "NPZ", DAMAGE):
-        archive = np.load(Path(path), allow_pickle=False)
+    with guarded(path, "NPZ", DAMAGE), Path(path).open("rb") as file:
+        archive = np.load(file, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise ValueError("one bare array instead of an archive")
         with archive:

@@ -21,6 +21,7 @@ from consilience.typing import PathOrStr
 __all__ = ["SDSS_FLUX", "is_spectrum", "opened", "raw_spectra", "spectrum_files", "write_spectra"]
 
 SDSS_FLUX = "1e-17 erg / (Angstrom s cm2)"  # the unit that the layout prescribes; files may leave it out
+SDSS_IVAR = "1e34 Angstrom2 s2 cm4 / erg2"
 FLUX_COLUMNS = ("flux", "ivar", "loglam")
 DAMAGE = (
     *(OSError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError),
@@ -46,7 +47,7 @@ def raw_spectra(paths: Sequence[PathOrStr]) -> RawTable:
     if not records:
         raise DataError("Expected spec-*.fits files; got none. Check the folder.")
     source = str(paths[0]) if len(paths) == 1 else f"{len(records)} spectra"
-    units = {"flux": SDSS_FLUX, "ivar": f"({SDSS_FLUX})**-2", "wavelength": "Angstrom"}
+    units = {"flux": SDSS_FLUX, "ivar": SDSS_IVAR, "wavelength": "Angstrom"}
     columns = {"id": RawColumn(np.array([record.pop("id") for record in records], dtype=object))}
     for name in ("flux", "ivar", "and_mask", "wavelength"):
         columns[name] = RawColumn(from_rows([record.pop(name) for record in records]), units.get(name))
@@ -128,9 +129,13 @@ def opened(path: PathOrStr) -> Iterator[Any]:
     """
     with guarded(path, "FITS", DAMAGE), warnings.catch_warnings():
         warnings.simplefilter("ignore", AstropyWarning)
-        for damage in (".*truncated.*", ".*corrupt.*", "Error validating header.*"):
+        for damage in (".*truncated.*", ".*corrupt.*", "Error validating header.*", ".*sum verification failed.*"):
             warnings.filterwarnings("error", message=damage, category=AstropyWarning)
-        with fits.open(path, memmap=False, lazy_load_hdus=False) as hdus:
+        # The file is opened here, since astropy leaves it open where it fails.
+        with (
+            Path(path).open("rb") as file,
+            fits.open(file, memmap=False, lazy_load_hdus=False, checksum=True) as hdus,
+        ):
             yield hdus
 
 

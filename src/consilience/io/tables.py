@@ -1,5 +1,6 @@
 """Parquet, CSV and ECSV."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,11 @@ def read_parquet(path: PathOrStr) -> RawTable:
     """
     import pyarrow.parquet as pq
 
-    with guarded(path, "Parquet", (pa.ArrowException, OSError)):
-        with pq.ParquetFile(path) as file:
+    with guarded(path, "Parquet", (pa.ArrowException, OSError, UnicodeDecodeError)):
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             table = file.read()
         table.validate(full=True)
-    return raw_arrow(table, str(path))
+        return raw_arrow(table, str(path))
 
 
 def write_parquet(content: Observations | Samples, path: PathOrStr) -> None:
@@ -51,7 +52,7 @@ def write_parquet(content: Observations | Samples, path: PathOrStr) -> None:
 
     table = content.to_arrow() if isinstance(content, Samples) else arrow_table(to_columns(content, str(path)))
     with atomic_path(path) as temporary:
-        pq.write_table(table, temporary)
+        pq.write_table(table, temporary, write_page_checksum=True)
 
 
 def read_csv(path: PathOrStr) -> RawTable:
@@ -90,10 +91,12 @@ def read_ecsv(path: PathOrStr) -> RawTable:
     """
     import yaml
     from astropy.table import Table
+    from astropy.utils.exceptions import AstropyWarning
 
     # astropy lets many of Python's own errors through when a header is damaged.
     damage = (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, yaml.YAMLError)
-    with guarded(path, "ECSV", damage):
+    with guarded(path, "ECSV", damage), warnings.catch_warnings():
+        warnings.simplefilter("ignore", AstropyWarning)
         table = Table.read(path, format="ascii.ecsv")
         text = table.meta.get(SCHEMA_KEY)
         if text is not None and (len(table) != table.meta.get(ROWS_KEY) or not _ends_with_newline(path)):
