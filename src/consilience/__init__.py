@@ -1,0 +1,95 @@
+"""One probability model over everything that was observed, by any instrument.
+
+The public names are resolved on first use (PEP 562), so that importing the package is quick.
+
+Example:
+    >>> import consilience as cs
+    >>> cs.Grid(start=1000.0, stop=2000.0, size=3, unit="Angstrom").centres().tolist()
+    [1000.0, 1500.0, 2000.0]
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+# The import system binds a subpackage once, here, and it is unbound below: no later import can hide the verb.
+from consilience import report
+
+if TYPE_CHECKING:
+    from consilience import analysis, errors, plots, simulators
+    from consilience.data.observations import Modality, Observations, State
+    from consilience.data.samples import Samples
+    from consilience.data.schema import Cell, Grid, ModalitySpec, Schema
+    from consilience.errors import ConsilienceError
+    from consilience.io import read, write
+    from consilience.models.shared_gplvm import SharedGPLVM
+    from consilience.predict.fitted import Fitted, load
+    from consilience.report.page import report
+    from consilience.train.config import Stage, TrainConfig
+    from consilience.workflow.fit import fit
+
+__all__ = [
+    "Cell",
+    "ConsilienceError",
+    "Fitted",
+    "Grid",
+    "Modality",
+    "ModalitySpec",
+    "Observations",
+    "Samples",
+    "Schema",
+    "SharedGPLVM",
+    "Stage",
+    "State",
+    "TrainConfig",
+    "__version__",
+    "analysis",
+    "errors",
+    "fit",
+    "load",
+    "plots",
+    "read",
+    "report",
+    "simulators",
+    "write",
+]
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Cell": "consilience.data.schema",
+    "ConsilienceError": "consilience.errors",
+    "Fitted": "consilience.predict.fitted",
+    "Grid": "consilience.data.schema",
+    "Modality": "consilience.data.observations",
+    "ModalitySpec": "consilience.data.schema",
+    "Observations": "consilience.data.observations",
+    "Samples": "consilience.data.samples",
+    "Schema": "consilience.data.schema",
+    "SharedGPLVM": "consilience.models.shared_gplvm",
+    "Stage": "consilience.train.config",
+    "State": "consilience.data.observations",
+    "TrainConfig": "consilience.train.config",
+    "fit": "consilience.workflow.fit",
+    "load": "consilience.predict.fitted",
+    "read": "consilience.io",
+    "report": "consilience.report.page",
+    "write": "consilience.io",
+}
+_SUBPACKAGES = ("analysis", "errors", "plots", "simulators")
+
+if not TYPE_CHECKING:
+    del report
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - any public name
+    if name in _SUBPACKAGES:
+        return importlib.import_module(f"consilience.{name}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'consilience' has no attribute {name!r}")
+    found = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
