@@ -355,6 +355,14 @@ def test_csv_of_other_tools(tmp_path):
     np.testing.assert_array_equal(obs.parts["labels"].sigma, [[np.nan], [np.nan], [0.25]])
 
 
+def test_ids_in_csv_are_kept_as_they_are_spelt(tmp_path):
+    (tmp_path / "a.csv").write_text('id,star,m\n007,01,1\n1e5,1,2\n"NA",0x1,3\n')
+    schema = Schema(modalities=cells(Cell(name="m")).modalities, group="star")
+    obs = io.read(tmp_path / "a.csv", schema)
+    assert obs.ids.tolist() == ["007", "1e5", "NA"]
+    assert obs.group.tolist() == ["01", "1", "0x1"]
+
+
 def test_npz_of_other_tools(tmp_path):
     rng = np.random.default_rng(0)
     np.savez(

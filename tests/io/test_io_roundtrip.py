@@ -123,9 +123,8 @@ def test_names_that_collide_stay_apart(tmp_path, suffix):
     assert_same(io.read(tmp_path / f"a.{suffix}"), obs)
 
 
-IDS = st.text(st.characters(codec="ascii", min_codepoint=33, max_codepoint=126), min_size=1, max_size=6).filter(
-    lambda text: text not in ("nan", "None", "--")
-)
+LETTERS = st.characters(codec="ascii", min_codepoint=32, max_codepoint=126)
+IDS = st.text(LETTERS, max_size=6).map(str.strip).filter(lambda text: text not in ("", "nan", "None", "--", "<NA>"))
 
 
 @st.composite

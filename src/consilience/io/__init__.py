@@ -25,6 +25,7 @@ READERS = {  # suffix -> function of a path that returns a RawTable
     ".fit": "consilience.io.fits:read_fits",
     ".fits.gz": "consilience.io.fits:read_fits",
 }
+UNTYPED = (".csv",)
 WRITERS = {  # suffix -> function of observations or draws and a path
     ".parquet": "consilience.io.tables:write_parquet",
     ".csv": "consilience.io.tables:write_csv",
@@ -64,7 +65,8 @@ def read(path: PathOrStr | Sequence[PathOrStr], schema: "Schema | PathOrStr | No
     from consilience.io.native import from_columns, is_native
 
     meaning = schema if schema is None or isinstance(schema, Schema) else Schema.read(schema)
-    table = read_table(path)
+    text = () if meaning is None else (meaning.id, *([meaning.group] if meaning.group else []))
+    table = read_table(path, text=text)
     meaning = meaning or table.schema
     if meaning is None:
         raise SchemaError(
@@ -87,8 +89,12 @@ def write(content: "Observations | Samples", path: PathOrStr) -> None:
     _named(WRITERS, path)(content, Path(path))
 
 
-def read_table(path: PathOrStr | Sequence[PathOrStr]) -> "RawTable":
+def read_table(path: PathOrStr | Sequence[PathOrStr], *, text: Sequence[str] = ()) -> "RawTable":
     """The columns of a file as they are, before a schema gives them meaning.
+
+    Arguments:
+        path: Parquet, CSV, ECSV, NPZ, FITS, or a folder or list of SDSS ``spec-*.fits``.
+        text: Columns that are text even where they look like numbers, for a format without types (CSV).
 
     Raises:
         DataError: the file is missing, damaged or of an unknown suffix.
@@ -105,7 +111,7 @@ def read_table(path: PathOrStr | Sequence[PathOrStr]) -> "RawTable":
     reader = _named(READERS, path)
     if not path.is_file():
         raise DataError(f"Expected a file at {path}; got none. Check the path.")
-    return reader(path)
+    return reader(path, text) if path.suffix.lower() in UNTYPED else reader(path)
 
 
 def describe(path: PathOrStr | Sequence[PathOrStr]) -> "FileSummary":

@@ -1,6 +1,7 @@
 """Parquet, CSV and ECSV."""
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,10 @@ def write_parquet(content: Observations | Samples, path: PathOrStr) -> None:
         pq.write_table(table, temporary, write_page_checksum=True)
 
 
-def read_csv(path: PathOrStr) -> RawTable:
+def read_csv(path: PathOrStr, text: Sequence[str] = ()) -> RawTable:
     """The columns of a CSV file with a header line; an empty field is missing.
+
+    CSV has no types: the columns named in ``text`` are kept as they are spelt, so that an id 007 does not become 7.
 
     Raises:
         DataError: lines of different lengths, no header, or text that is not UTF-8.
@@ -64,7 +67,12 @@ def read_csv(path: PathOrStr) -> RawTable:
     from pyarrow import csv
 
     with guarded(path, "CSV", (pa.ArrowException, OSError, UnicodeDecodeError)):
-        table = csv.read_csv(path, convert_options=csv.ConvertOptions(strings_can_be_null=True))
+        options = csv.ConvertOptions(
+            column_types={name: pa.string() for name in text},
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=False,
+        )
+        table = csv.read_csv(path, convert_options=options)
     return raw_arrow(table, str(path))
 
 
@@ -112,6 +120,8 @@ def write_ecsv(content: Observations | Samples, path: PathOrStr) -> None:
     else:
         raw = to_columns(content, str(path))
         table = astropy_table(raw)
+        if any(str(key).startswith("#") for key in table.columns[0]):  # such a line would be taken for a comment
+            table = table[[*table.colnames[1:], table.colnames[0]]]
         table.meta = {SCHEMA_KEY: schema_text(content.schema), ROWS_KEY: raw.rows}
     with atomic_path(path) as temporary:
         table.write(temporary, format="ascii.ecsv", overwrite=True)
