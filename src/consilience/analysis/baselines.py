@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Self
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from consilience.analysis.base import truth_of
 from consilience.analysis.residuals import ResidualDensity, fit_residuals
@@ -87,8 +88,13 @@ class AbstractBaseline(ABC):
         if not inputs or target in inputs:
             raise RequestError(f"Expected inputs without the target '{target}'; got {list(inputs)}.")
         self.inputs = tuple(inputs)
+        # Threads that wait for each other on a shared machine cost more than they give at these sizes.
+        with threadpool_limits(1):
+            return self._fit(train, target)
+
+    def _fit(self, train: Observations, target: str) -> Self:
         truth = truth_of(train, target)
-        x = self._prepare(design(train, inputs))
+        x = self._prepare(design(train, self.inputs))
         densities: list[ResidualDensity | None] = []
         for cell in range(truth.shape[1]):
             rows = np.flatnonzero(np.isfinite(truth[:, cell]))
@@ -106,8 +112,9 @@ class AbstractBaseline(ABC):
 
     def predict(self, obs: Observations) -> Prediction:
         """Predictive densities of the target cells of each row."""
-        x = self._project(design(obs, self.inputs))
-        point = np.stack([self._predict_cell(cell, x) for cell in range(len(self.densities))], axis=1)
+        with threadpool_limits(1):
+            x = self._project(design(obs, self.inputs))
+            point = np.stack([self._predict_cell(cell, x) for cell in range(len(self.densities))], axis=1)
         return Prediction(point, self.densities)
 
     @abstractmethod
@@ -235,9 +242,9 @@ class BoostedTrees(AbstractBaseline):
     """Histogram gradient boosting on the cells themselves, gaps left as gaps; wide grids are binned to ``widest``."""
 
     name: ClassVar[str] = "boosted trees"
-    widest: int = 120
-    rounds: int = 150
-    rate: float = 0.08
+    widest: int = 100
+    rounds: int = 120
+    rate: float = 0.1
     _groups: list[IntArray] = field(default_factory=list, init=False)
     _trees: dict[int, object] = field(default_factory=dict, init=False)
 

@@ -13,6 +13,7 @@ from consilience.typing import FloatArray
 __all__ = ["ResidualDensity", "fit_residuals"]
 
 DEGREES = (2.5, 4.0, 7.0, 15.0)  # of freedom tried for Student's t
+POINTS = 1000  # of a kernel estimate; more residuals are represented by as many quantiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,8 @@ def _fit(r: FloatArray, kind: str, option: float) -> ResidualDensity:
         # Silverman's rule with the smaller of sd and half-width, so that tails do not widen the core.
         low, high = np.percentile(r, [15.865, 84.135])
         width = min(float(r.std()), 0.5 * float(high - low)) or float(r.std())
-        return ResidualDensity("kernel", 0.0, max(0.9 * option * width * len(r) ** -0.2, floor), np.inf, r)
+        points = r if len(r) <= POINTS else np.quantile(r, (np.arange(POINTS) + 0.5) / POINTS)
+        return ResidualDensity("kernel", 0.0, max(0.9 * option * width * len(r) ** -0.2, floor), np.inf, points)
     if kind == "gaussian":
         return ResidualDensity("gaussian", float(r.mean()), max(float(r.std(ddof=1)), floor))
     # EM for location and scale of Student's t at fixed degrees of freedom.
