@@ -116,6 +116,12 @@ def test_an_empty_table(tmp_path, suffix):
         io.read(path, schema)
 
 
+def test_every_error_names_the_file(tmp_path):
+    (tmp_path / "a.csv").write_text("id,x\n1,2\n1,3\n")
+    with pytest.raises(DataError, match=r"a.csv: Expected unique ids; got '1' in rows 0 and 1"):
+        io.read(tmp_path / "a.csv", Schema(modalities=(ModalitySpec(name="x"),)))
+
+
 def test_a_fits_file_without_a_table(tmp_path):
     from astropy.io import fits
 

@@ -73,7 +73,12 @@ def read(path: PathOrStr | Sequence[PathOrStr], schema: "Schema | PathOrStr | No
             f"Expected a schema for {table.source}, which carries none; it has the columns {list(table.columns)}. "
             "Give `schema`, a TOML file that says what they mean."
         )
-    return from_columns(table, meaning) if is_native(table, meaning) else to_observations(table, meaning)
+    try:
+        return from_columns(table, meaning) if is_native(table, meaning) else to_observations(table, meaning)
+    except DataError as error:
+        if table.source in str(error):
+            raise
+        raise DataError(f"{table.source}: {error}") from error
 
 
 def write(content: "Observations | Samples", path: PathOrStr) -> None:
