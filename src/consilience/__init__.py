@@ -9,10 +9,9 @@ Example:
 """
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
-
-# The import system binds a subpackage once, here, and it is unbound below: no later import can hide the verb.
-from consilience import report
 
 if TYPE_CHECKING:
     from consilience import analysis, errors, plots, simulators
@@ -77,8 +76,16 @@ _HOMES = {
 }
 _SUBPACKAGES = ("analysis", "errors", "plots", "simulators")
 
-if not TYPE_CHECKING:
-    del report
+
+class _Package(ModuleType):
+    """This package's module: a verb keeps its name when the subpackage of that name (``report``) is imported."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - any public name
