@@ -35,7 +35,7 @@ class Config:
 
 
 def read_config(path: PathOrStr) -> Config:
-    """The configuration in a TOML file; a schema file is looked for beside it.
+    r"""The configuration in a TOML file; a schema file is looked for beside it.
 
     Raises:
         SchemaError: a missing or malformed file, an unknown table or key (the nearest known one is named).
@@ -44,7 +44,7 @@ def read_config(path: PathOrStr) -> Config:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     file = Path(folder) / "quick.toml"
-        ...     _ = file.write_text('[model]\\nfamily = "SharedGPLVM"\\nlatent_dim = 2\\n[train]\\nmax_steps = 10\\n')
+        ...     _ = file.write_text('[model]\nfamily = "SharedGPLVM"\nlatent_dim = 2\n[train]\nmax_steps = 10\n')
         ...     read_config(file).train.max_steps
         10
     """
