@@ -72,7 +72,9 @@ class Fake:
     prior: bool = False
     capabilities: frozenset = frozenset({"density", "latent", "generate"})
     family: Frozen = field(default_factory=LinearGaussian)
-    provenance: dict = field(default_factory=lambda: {"family": "LinearGaussian", "rows": 400, "versions": {"numpy": "2"}})
+    provenance: dict = field(
+        default_factory=lambda: {"family": "LinearGaussian", "rows": 400, "versions": {"numpy": "2"}}
+    )
     calibration: dict | None = None
     history: list = field(default_factory=list)
     refuse: frozenset = frozenset()
@@ -120,7 +122,9 @@ class Fake:
         plain = sd / self.width
         x = centre + self.width * (x - (centre - self.shift * plain))
         if observed:
-            extra = np.stack([np.random.default_rng([seed, 1, *map(ord, i)]).normal(size=(n, len(self.world.b))) for i in obs.ids], 1)
+            extra = np.stack(
+                [np.random.default_rng([seed, 1, *map(ord, i)]).normal(size=(n, len(self.world.b))) for i in obs.ids], 1
+            )
             x = x + self.width * np.nan_to_num(self._flat(at, "sigma")) * extra
         values = {t: x[:, :, self.world.slices[t]].reshape(n, len(obs), *self.schema[t].shape) for t in targets}
         return Samples(self.schema.select(targets), values, obs.ids, np.zeros(n, int))

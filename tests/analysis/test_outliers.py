@@ -17,9 +17,7 @@ def planted(world, obs, kind, rows):
         away = world.w @ np.full(world.latent, 3.5)
         for name, cells in world.slices.items():
             values[name][rows] += away[cells]
-    return Observations.from_arrays(
-        obs.schema, values, sigma={m: p.sigma for m, p in obs.parts.items()}, ids=obs.ids
-    )
+    return Observations.from_arrays(obs.schema, values, sigma={m: p.sigma for m, p in obs.parts.items()}, ids=obs.ids)
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,9 @@ def hidden(obs):
 
 def test_held_out_cells_have_unit_chi2(fakes, obs, hidden):
     found = reconstruction(fakes.Fake(), obs, hidden=hidden)
-    assert found.quantities == ("spectrum",) and found.cells[0] == (obs.parts["spectrum"].seen & hidden["spectrum"]).sum()
+    assert (
+        found.quantities == ("spectrum",) and found.cells[0] == (obs.parts["spectrum"].seen & hidden["spectrum"]).sum()
+    )
     np.testing.assert_allclose(found.chi2, 1.0, atol=0.06)
     narrow = reconstruction(fakes.Fake(width=0.5), obs, hidden=hidden)
     assert narrow.chi2[0] > 1.5

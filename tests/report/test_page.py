@@ -18,7 +18,10 @@ RECORD = {
     "selected_weights_on_these_rows": True,
     "given_the_rest": {"labels": {"levels": [0.68], "coverage": [0.7], "nlpd": 1.0, "cells": 80, "inside_band": True}},
 }
-HISTORY = [{"step": s, "train/total": 9.0 / (s + 1), "validation/total": 10.0 / (s + 1), "train/nll/spectrum": 8.0} for s in range(5)]
+HISTORY = [
+    {"step": s, "train/total": 9.0 / (s + 1), "validation/total": 10.0 / (s + 1), "train/nll/spectrum": 8.0}
+    for s in range(5)
+]
 
 
 class Outline(HTMLParser):
@@ -67,7 +70,8 @@ def test_page_has_every_section_and_is_alone_in_its_folder(page):
     text = "".join(outline.text)
     for title in (
         "In numbers", "Beside simpler methods", "Can the error bars be believed?", "Objects with gaps",
-        "Posterior of one object", "Reconstruction", "Latent map", "Unusual objects", "Imputation", "Training", "Model card",
+        "Posterior of one object", "Reconstruction", "Latent map", "Unusual objects", "Imputation", "Training",
+        "Model card",
     ):  # fmt: skip
         assert title in text
     assert "solMass" in text and "latent_dim" in text and "flatters" in text and "70.0 %" in text

@@ -1,9 +1,10 @@
-"""Sampling error of a calibration check: simultaneous bands and exact p-values.
+r"""Sampling error of a calibration check: simultaneous bands and exact p-values.
 
 If posteriors are right, PIT values are uniform and the numbers of truths inside nested central intervals form a Markov
-chain from the widest level down: :math:`K_J \\sim B(n, \\ell_J)`, :math:`K_j | K_{j+1} \\sim B(K_{j+1}, \\ell_j/\\ell_{j+1})`.
-The joint probability of all levels is therefore summed exactly, not simulated. Cells of one object depend on each
-other in unknown ways, so cells are combined by Bonferroni, which holds under any dependence.
+chain from the widest level down: :math:`K_J \sim B(n, \ell_J)`,
+:math:`K_j | K_{j+1} \sim B(K_{j+1}, \ell_j/\ell_{j+1})`. The joint probability of all levels is
+therefore summed exactly, not simulated. Cells of one object depend on each other in unknown ways, so cells are combined
+by Bonferroni, which holds under any dependence.
 """
 
 from functools import lru_cache

@@ -21,7 +21,18 @@ if TYPE_CHECKING:
     from consilience.plots.style import Figure
     from consilience.predict.fitted import Fitted
 
-__all__ = ["AbstractResult", "Quantity", "answered", "default_targets", "numbers", "plain", "quantities", "seen", "tiles", "truth_of"]
+__all__ = [
+    "AbstractResult",
+    "Quantity",
+    "answered",
+    "default_targets",
+    "numbers",
+    "plain",
+    "quantities",
+    "seen",
+    "tiles",
+    "truth_of",
+]
 
 TILE_VALUES = 20_000_000  # draws x rows x cells held at once, 160 MB
 
@@ -45,7 +56,7 @@ class AbstractResult(ABC):
         return {field.name: plain(getattr(self, field.name)) for field in fields(self)}
 
     def save(self, directory: PathOrStr) -> Path:
-        """Write ``<name>.json``, ``<name>.csv`` and ``<name>.png`` into a directory, made if absent; each atomically."""
+        """Write ``<name>.json``, ``<name>.csv`` and ``<name>.png`` into a directory, each atomically."""
         from consilience.plots.style import png
 
         folder = Path(directory)

@@ -126,9 +126,7 @@ class AbstractBaseline(ABC):
         """Features of new inputs."""
 
     @abstractmethod
-    def _fit_cell(
-        self, cell: int, x: FloatArray, y: FloatArray | None, fold: IntArray | None = None
-    ) -> FloatArray:
+    def _fit_cell(self, cell: int, x: FloatArray, y: FloatArray | None, fold: IntArray | None = None) -> FloatArray:
         """Fit one cell and return its out-of-fold residuals (n,); without ``y`` there is nothing to learn."""
 
     @abstractmethod
@@ -149,9 +147,7 @@ class MeanBaseline(AbstractBaseline):
     def _project(self, x: FloatArray) -> FloatArray:
         return x
 
-    def _fit_cell(
-        self, cell: int, x: FloatArray, y: FloatArray | None, fold: IntArray | None = None
-    ) -> FloatArray:
+    def _fit_cell(self, cell: int, x: FloatArray, y: FloatArray | None, fold: IntArray | None = None) -> FloatArray:
         if y is None or fold is None:
             return np.empty(0)
         self.means[cell] = float(y.mean())
@@ -168,7 +164,8 @@ class RidgePCA(AbstractBaseline):
 
     Inputs are scaled by their seen mean and sd. Components come from the mean-imputed table and are refined by filling
     gaps with their own reconstruction; scores of a row with gaps are the posterior mean of probabilistic PCA,
-    :math:`z = (V_s^\top V_s + \sigma^2\Lambda^{-1})^{-1}V_s^\top x_s` on its seen cells. Scores and squares of the first five are the features.
+    :math:`z = (V_s^\top V_s + \sigma^2\Lambda^{-1})^{-1}V_s^\top x_s` on its seen cells. Scores and
+    squares of the first five are the features.
     """
 
     name: ClassVar[str] = "ridge on PCA"
@@ -212,9 +209,7 @@ class RidgePCA(AbstractBaseline):
         gram = (there.astype(float) @ outer).reshape(len(x), v.shape[1], v.shape[1])
         return np.linalg.solve(gram + np.diag(self._penalty), (scaled @ v)[:, :, None])[:, :, 0]
 
-    def _fit_cell(
-        self, cell: int, x: FloatArray, y: FloatArray | None, fold: IntArray | None = None
-    ) -> FloatArray:
+    def _fit_cell(self, cell: int, x: FloatArray, y: FloatArray | None, fold: IntArray | None = None) -> FloatArray:
         if y is None or fold is None:
             return np.empty(0)
         best, residual = np.inf, np.empty(0)
@@ -255,15 +250,14 @@ class BoostedTrees(AbstractBaseline):
     def _project(self, x: FloatArray) -> FloatArray:
         return np.stack([_seen_mean(x[:, group]) for group in self._groups], axis=1)
 
-    def _fit_cell(
-        self, cell: int, x: FloatArray, y: FloatArray | None, fold: IntArray | None = None
-    ) -> FloatArray:
+    def _fit_cell(self, cell: int, x: FloatArray, y: FloatArray | None, fold: IntArray | None = None) -> FloatArray:
         if y is None or fold is None:
             return np.empty(0)
         error = np.empty(len(y))
         for k in range(FOLDS):
-            error[fold == k] = y[fold == k] - self._model(len(y)).fit(x[fold != k], y[fold != k]).predict(x[fold == k])
-        self._trees[cell] = self._model(len(y)).fit(x, y)
+            train, test = fold != k, fold == k
+            error[test] = y[test] - self._model(len(y)).fit(_alive(x[train]), y[train]).predict(x[test])
+        self._trees[cell] = self._model(len(y)).fit(_alive(x), y)
         return error
 
     def _predict_cell(self, cell: int, x: FloatArray) -> FloatArray:
@@ -273,8 +267,9 @@ class BoostedTrees(AbstractBaseline):
         from sklearn.ensemble import HistGradientBoostingRegressor
 
         return HistGradientBoostingRegressor(
-            max_iter=self.rounds, learning_rate=self.rate, max_leaf_nodes=15, min_samples_leaf=max(2, min(15, rows // 10)),
-            l2_regularization=1.0, max_bins=63, early_stopping=False, random_state=self.seed,
+            max_iter=self.rounds, learning_rate=self.rate, max_leaf_nodes=15,
+            min_samples_leaf=max(2, min(15, rows // 10)), l2_regularization=1.0, max_bins=63,
+            early_stopping=False, random_state=self.seed,  # type: ignore[arg-type]  # sklearn's stub says str
         )  # fmt: skip
 
 
@@ -295,6 +290,11 @@ def _ridge(x: FloatArray, y: FloatArray, penalty: float) -> FloatArray:
     shrink = penalty * np.eye(x.shape[1])
     shrink[0, 0] = 1e-9
     return np.linalg.solve(x.T @ x + shrink, x.T @ y)
+
+
+def _alive(x: FloatArray) -> FloatArray:
+    # A column that nobody saw becomes constant: trees never split on it, and the binning needs a number.
+    return np.where(np.isfinite(x).any(axis=0), x, 0.0)
 
 
 def _seen_mean(x: FloatArray) -> FloatArray:

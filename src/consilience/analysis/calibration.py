@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from consilience.analysis.bands import coverage_band, coverage_pvalue, histogram_band, uniform_pvalue
-from consilience.analysis.base import AbstractResult, answered, default_targets, plain, quantities, seen, tiles, truth_of
+from consilience.analysis.base import (
+    AbstractResult,
+    answered,
+    default_targets,
+    plain,
+    quantities,
+    seen,
+    tiles,
+    truth_of,
+)
 from consilience.analysis.scores import central, crps, mean_absolute_error, pit, r_squared, root_mean_square
 from consilience.data.observations import Observations
 from consilience.errors import DataError, RequestError
@@ -96,9 +105,7 @@ class Calibration(AbstractResult):
         from consilience import plots
 
         keep = [c for c in range(len(self.cells)) if self.rows[c]][:8]
-        truth, mean, sd = (
-            {self.cells[c]: array[:, c] for c in keep} for array in (self.truth, self.mean, self.sd)
-        )
+        truth, mean, sd = ({self.cells[c]: array[:, c] for c in keep} for array in (self.truth, self.mean, self.sd))
         return plots.predicted_vs_true(truth, mean, sd, [self.units[c] for c in keep])
 
     def summary(self) -> dict[str, Any]:
@@ -159,7 +166,9 @@ def calibration(
         raise DataError(f"Expected measured cells of {list(targets)}; got none. Pass rows with known truth.")
     scored = _scored(fitted, obs, given, targets, truth, n, seed)
     cells = [q for name in targets for q in quantities(fitted.schema[name], each=True)]
-    return _judge(tuple(q.name for q in cells), tuple(q.unit for q in cells), tuple(sorted(readable)), bands, truth, scored)
+    return _judge(
+        tuple(q.name for q in cells), tuple(q.unit for q in cells), tuple(sorted(readable)), bands, truth, scored
+    )
 
 
 def _scored(

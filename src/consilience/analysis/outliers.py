@@ -45,7 +45,7 @@ class Outliers(AbstractResult):
 
         columns = ("latent", "residual", "score", "pvalue", "flagged")
         order = np.argsort(-np.nan_to_num(self.score, nan=-np.inf), kind="stable")
-        return Table({"id": self.ids, **{key: getattr(self, key) for key in columns}})[order]
+        return Table({"id": self.ids[order], **{key: getattr(self, key)[order] for key in columns}})
 
     def figure(self) -> "Figure":
         """Latent against residual score, with the threshold."""
@@ -62,8 +62,8 @@ def outliers(
     Each row gets :math:`d^2 = (\mu-m)^\top C^{-1}(\mu-m)` of its latent mean and :math:`\chi^2` of its seen cells under
     the predictive variance. Both are made comparable between rows with few and many cells (Wilson-Hilferty) and
     standardised by median and half-width; the score is the larger one. One half of the reference fixes m, C and the
-    standardisation; the other half gives :math:`p = (1 + \#\{s_{ref} \ge s\})/(1 + n_{ref})`, valid in finite samples for
-    rows exchangeable with it (conformal p-value).
+    standardisation; the other half gives :math:`p = (1 + \#\{s_{ref} \ge s\})/(1 + n_{ref})`, valid in finite
+    samples for rows exchangeable with it (conformal p-value).
 
     Arguments:
         fitted: Any model with a latent, or one that reconstructs what it is shown.
@@ -94,12 +94,16 @@ def outliers(
     names = [m for m in reference.schema.names if fitted.answers(seen(reference), frozenset([m]))]
     names = [m for m in names if fitted.schema[m].kind != "category" and m in seen(reference)]
     if not names and "latent" not in fitted.capabilities:
-        raise CapabilityError("Expected a model with a latent or one that reconstructs; got neither. Use another family.")
+        raise CapabilityError(
+            "Expected a model with a latent or one that reconstructs; got neither. Use another family."
+        )
     of_reference = _components(fitted, reference, reference, first, names, n, seed)
     of_rows = _components(fitted, obs, reference, first, names, n, seed)
     standard_reference, standard = [], []
     for r, o in zip(of_reference, of_rows, strict=True):
-        low, middle, high = np.nanpercentile(r[first], [15.865, 50, 84.135]) if np.isfinite(r[first]).any() else (0, 0, 2)
+        low, middle, high = (
+            np.nanpercentile(r[first], [15.865, 50, 84.135]) if np.isfinite(r[first]).any() else (0, 0, 2)
+        )
         scale = 0.5 * (high - low) or 1.0
         standard_reference.append((r - middle) / scale)
         standard.append((o - middle) / scale)

@@ -24,7 +24,7 @@ __all__ = ["Reconstruction", "reconstruction", "residuals"]
 
 @dataclass(frozen=True)
 class Reconstruction(AbstractResult):
-    r"""Errors in physical units and :math:`\chi^2/\nu`, mean of :math:`(x-\bar f)^2/(s_f^2+\sigma^2)` over scored cells.
+    r"""Errors in physical units and :math:`\chi^2/\nu`, mean of :math:`(x-\bar f)^2/(s_f^2+\sigma^2)`.
 
     :math:`\bar f, s_f` are mean and standard deviation of the model's draws (intrinsic scatter included), σ the stated
     error. ``chi2`` is near 1 for cells kept from a right model, and somewhat below 1 for cells that it was shown.
@@ -61,7 +61,9 @@ class Reconstruction(AbstractResult):
             spec = self.schema[name]
             grid = spec.grid if len(spec.shape) == 1 else None
             labels = plots.Labels(
-                grid.name if grid else "", "χ² / dof", name + (", kept from the model" if self.hidden else ""),
+                grid.name if grid else "",
+                "χ² / dof",
+                name + (", kept from the model" if self.hidden else ""),
                 grid.unit if grid else "",
             )
             parts.append(plots.Profile(value, grid.centres() if grid else None, tuple(spec.cell_names()), labels))
@@ -137,7 +139,7 @@ def residuals(
     seed: int,
     truth: FloatArray,
 ) -> tuple[FloatArray, FloatArray]:
-    r"""Error :math:`\bar f - x` and :math:`(x-\bar f)^2/(s_f^2+\sigma^2)` of every cell, (N, D) each, NaN where no truth."""
+    r"""Error :math:`\bar f - x` and :math:`(x-\bar f)^2/(s_f^2+\sigma^2)` of every cell, (N, D) each."""
     error, chi2 = np.full(truth.shape, np.nan), np.full(truth.shape, np.nan)
     sigma = obs.parts[name].sigma
     known = np.zeros(truth.shape) if sigma is None else np.nan_to_num(sigma.reshape(truth.shape))

@@ -83,7 +83,16 @@ def predicted_vs_true(
             x, y, error = truth[name][use], mean[name][use], sd[name][use]
             alpha = float(np.clip(12 / np.sqrt(max(len(x), 1)), 0.15, 0.8))
             axes.errorbar(
-                x, y, yerr=error, fmt=".", ms=3, color=BLUE, elinewidth=0.6, alpha=alpha, label="mean ± sd", rasterized=True
+                x,
+                y,
+                yerr=error,
+                fmt=".",
+                ms=3,
+                color=BLUE,
+                elinewidth=0.6,
+                alpha=alpha,
+                label="mean ± sd",
+                rasterized=True,
             )
             if len(x):
                 ends = np.quantile(np.concatenate([x, y]), [0.0, 1.0])
@@ -107,7 +116,12 @@ def _coverage(axes: Axes, u: FloatArray, band: CoverageBand) -> None:
     at = covered(band.levels)
     axes.axhline(0, color=MUTED, lw=0.8)
     axes.vlines(
-        band.levels, 100 * (band.low - band.levels), 100 * (band.high - band.levels), color=BLUE, alpha=0.22, lw=7,
+        band.levels,
+        100 * (band.low - band.levels),
+        100 * (band.high - band.levels),
+        color=BLUE,
+        alpha=0.22,
+        lw=7,
         label="simultaneous {:g} % band",
     )
     axes.plot(fine, 100 * (covered(fine) - fine), color=INK, lw=1, label="observed")

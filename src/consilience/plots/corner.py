@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from scipy.ndimage import gaussian_filter
 
 from consilience.errors import DataError
-from consilience.plots.style import BLUE, INK, RED, style, with_unit
+from consilience.plots.style import BLUE, RED, style, with_unit
 from consilience.typing import FloatArray
 
 __all__ = ["corner", "mass_levels"]
@@ -115,8 +115,7 @@ def _pair(
     truth: tuple[float, float] | None,
 ) -> None:
     count, x, y = np.histogram2d(draws[:, 0], draws[:, 1], bins=40, range=limits)
-    density = gaussian_filter(count, sigma=1.6)
-    axes.plot(draws[:, 0], draws[:, 1], ".", ms=1.2, color=INK, alpha=0.12, rasterized=True)
+    density = gaussian_filter(count, sigma=2.0)
     if density.max() > 0:
         levels = mass_levels(density, [0.95, 0.68])
         centres = 0.5 * (x[1:] + x[:-1]), 0.5 * (y[1:] + y[:-1])

@@ -41,7 +41,9 @@ def history(rows: Sequence[Mapping[str, float]]) -> Figure:
         if terms:
             for number, key in enumerate(terms):
                 _curve(panels[1], rows, key, COLOURS[number % len(COLOURS)], key.removeprefix("train/"))
-            panels[1].set(title="terms (training)", xlabel="step")
+            # Terms differ by orders of magnitude and may be negative.
+            panels[1].set_yscale("symlog", linthresh=1.0)
+            panels[1].set(title="terms (training)", xlabel="step", ylabel="nats per object")
         for axes in panels:
             axes.margins(x=0.01)
             if axes.get_lines():
@@ -82,7 +84,8 @@ def profiles(parts: Sequence[Profile], target: float | None = None) -> Figure:
                 if names:
                     axes.set_xticks(position, [name.replace("$", r"\$") for name in names])
                     axes.set_xlim(-0.6, len(part.value) - 0.4)
-            axes.set_ylim(bottom=0)
+            top = max([v for v in (*part.value, target) if v is not None and np.isfinite(v)], default=1.0)
+            axes.set_ylim(0, 1.12 * top or 1.0)
             axes.set(
                 title=part.labels.title.replace("$", r"\$"),
                 xlabel=with_unit(part.labels.x, part.labels.x_unit),
@@ -92,7 +95,10 @@ def profiles(parts: Sequence[Profile], target: float | None = None) -> Figure:
 
 
 def methods(
-    scores: Mapping[str, Mapping[str, FloatArray]], columns: Sequence[str], highlight: str, best: str = "lower is better"
+    scores: Mapping[str, Mapping[str, FloatArray]],
+    columns: Sequence[str],
+    highlight: str,
+    best: str = "lower is better",
 ) -> Figure:
     """Scores of several methods: a row of panels per score, a panel per quantity, a dot per method.
 
@@ -108,7 +114,10 @@ def methods(
         1
     """
     with style():
-        figure = Figure(figsize=(max(2.3 * len(columns), 4.2), 1.7 * len(scores) + 0.3), layout="constrained")
+        width = max((2.3 if len(columns) <= 4 else 1.75) * len(columns), 4.2)
+        figure = Figure(
+            figsize=(width, (0.9 + 0.2 * max(map(len, scores.values()))) * len(scores) + 0.3), layout="constrained"
+        )
         panels = figure.subplots(len(scores), len(columns), squeeze=False, sharey=True)
         for row, (score, by_method) in enumerate(scores.items()):
             names = list(by_method)[::-1]
@@ -116,7 +125,8 @@ def methods(
                 axes = panels[row, column]
                 value = np.array([by_method[name][column] for name in names])
                 colour = [BLUE if name == highlight else INK for name in names]
-                axes.hlines(np.arange(len(names)), np.nanmin(value) if np.isfinite(value).any() else 0, value, MUTED, lw=1)
+                start = np.nanmin(value) if np.isfinite(value).any() else 0.0
+                axes.hlines(np.arange(len(names)), start, value, MUTED, lw=1)
                 axes.scatter(value, np.arange(len(names)), c=colour, s=28, zorder=3)
                 axes.set_yticks(np.arange(len(names)), names)
                 axes.set_ylim(-0.6, len(names) - 0.4)

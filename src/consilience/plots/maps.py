@@ -34,12 +34,19 @@ def latent_map(position: FloatArray, colour: FloatArray, labels: Labels, colour_
         figure = Figure(figsize=(5.2, 4.2), layout="constrained")
         axes = figure.subplots()
         if (~known).any():
-            axes.scatter(*position[~known].T, s=size, color=MUTED, alpha=0.5, lw=0, label="label unknown", rasterized=True)
+            axes.scatter(*position[~known].T, s=size, color=MUTED, alpha=0.5, lw=0, label="unknown", rasterized=True)
             axes.legend(loc="upper right")
         if known.any():
             low, high = np.quantile(colour[known], [0.01, 0.99])
             points = axes.scatter(
-                *position[known].T, c=colour[known], s=size, lw=0, alpha=0.85, vmin=low, vmax=high, cmap="viridis",
+                *position[known].T,
+                c=colour[known],
+                s=size,
+                lw=0,
+                alpha=0.85,
+                vmin=low,
+                vmax=high,
+                cmap="viridis",
                 rasterized=True,
             )
             bar = figure.colorbar(points, ax=axes, extend="both")
@@ -66,12 +73,13 @@ def outlier_map(latent: FloatArray, residual: FloatArray, flagged: BoolArray, th
         axes = figure.subplots()
         axes.plot(x[~flagged], y[~flagged], "o", ms=3, mew=0, color=BLUE, alpha=0.45, label="ordinary", rasterized=True)
         axes.plot(x[flagged], y[flagged], "D", ms=5, color=RED, label="flagged", rasterized=True)
-        far = max(float(np.abs(np.concatenate([x, y])).max(initial=0.0)), threshold)
-        if far > 30:
+        if np.abs(x).max(initial=0.0) > 30:
             axes.set_xscale("symlog", linthresh=10)
+        if np.abs(y).max(initial=0.0) > 30:
             axes.set_yscale("symlog", linthresh=10)
         corner = [min(float(x.min(initial=0)), 0) - 1, threshold, threshold]
         axes.plot(corner, [threshold, threshold, min(float(y.min(initial=0)), 0) - 1], color=MUTED, lw=1, ls="--")
-        axes.set(xlabel="latent distance [robust σ of the reference]", ylabel="reconstruction χ² [robust σ of the reference]")
+        axes.set_xlabel("latent distance [robust σ of the reference]")
+        axes.set_ylabel("reconstruction χ² [robust σ of the reference]")
         axes.legend(loc="best")
     return figure

@@ -10,6 +10,8 @@ from consilience.typing import BoolArray, FloatArray
 
 __all__ = ["spectrum"]
 
+UNNAMED = Labels()
+
 
 def spectrum(
     grid: FloatArray,
@@ -17,12 +19,12 @@ def spectrum(
     value: FloatArray,
     sigma: FloatArray | None = None,
     hidden: BoolArray | None = None,
-    labels: Labels = Labels(),
+    labels: Labels = UNNAMED,
 ) -> Figure:
     r"""Predictive bands :math:`q_{2.5} … q_{97.5}` of one object over its data, and normalised residuals below.
 
     The residual of a seen cell is :math:`(x - \bar f)/\sqrt{s_f^2 + \sigma^2}` with the mean and standard deviation of
-    the draws. Cells without data are shaded; cells in ``hidden`` were kept from the model and have a colour of their own.
+    the draws. Cells without data are shaded; those in ``hidden`` were kept from the model and have their own colour.
 
     Arguments:
         grid: Bin centres, increasing, shape (D,).
@@ -43,8 +45,8 @@ def spectrum(
     """
     if draws.ndim != 2 or draws.shape[1] != len(grid) or value.shape != grid.shape:
         raise DataError(
-            f"Expected draws (S, {len(grid)}) and data ({len(grid)},) on the grid; got {draws.shape} and {value.shape}. "
-            "Pass one object at a time."
+            f"Expected draws (S, {len(grid)}) and data ({len(grid)},) on the grid; got {draws.shape} and "
+            f"{value.shape}. Pass one object at a time."
         )
     with style():
         figure = Figure(figsize=(7.6, 4.0), layout="constrained")
@@ -75,9 +77,7 @@ def spectrum(
     return figure
 
 
-def _points(
-    axes: Axes, grid: FloatArray, value: FloatArray, sigma: FloatArray | None, colour: str, name: str
-) -> None:
+def _points(axes: Axes, grid: FloatArray, value: FloatArray, sigma: FloatArray | None, colour: str, name: str) -> None:
     error = None if sigma is None else np.where(np.isfinite(sigma), sigma, 0.0)
     axes.errorbar(
         grid, value, yerr=error, fmt=".", ms=2.2, color=colour, elinewidth=0.5, ecolor=colour, alpha=0.65, label=name
@@ -91,12 +91,10 @@ def _shade_gaps(panels: tuple[Axes, ...], grid: FloatArray, gap: BoolArray) -> N
     for number, (start, stop) in enumerate(zip(change[::2], change[1::2], strict=True)):
         for position, axes in enumerate(panels):
             label = "not seen" if number == 0 and position == 0 else None
-            axes.axvspan(edges[start], edges[stop], color=GAP, lw=0, zorder=0, label=label)
+            axes.axvspan(float(edges[start]), float(edges[stop]), color=GAP, lw=0, zorder=0, label=label)
 
 
-def _limits(
-    value: FloatArray, sigma: FloatArray | None, low: FloatArray, high: FloatArray
-) -> tuple[float, float]:
+def _limits(value: FloatArray, sigma: FloatArray | None, low: FloatArray, high: FloatArray) -> tuple[float, float]:
     # One wild pixel must not flatten the rest of the spectrum.
     data = value[np.isfinite(value)]
     bounds = [float(low.min()), float(high.max())]

@@ -4,12 +4,12 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "INK", "Figure", "Labels", "png", "style", "svg", "tidy", "with_unit"]
+__all__ = ["COLOURS", "INK", "Figure", "Labels", "png", "style", "svg", "with_unit"]
 
 INK = "#1f2937"  # text, data
 MUTED = "#9ca3af"
@@ -18,7 +18,7 @@ RED = "#c2410c"  # the truth, and alarms
 GAP = "#eef0f3"
 COLOURS = (BLUE, RED, "#047857", "#7c3aed", "#b45309", "#0e7490", "#be185d", "#4d7c0f")  # each >= 4.5:1 on white
 
-_RC = {
+_RC: dict[Any, object] = {
     "font.family": "sans-serif",
     "font.size": 9.0,
     "axes.titlesize": 9.5,
@@ -72,13 +72,6 @@ def with_unit(name: str, unit: str) -> str:
     """
     text = f"{name} [{unit}]" if unit else name
     return text.replace("$", r"\$")
-
-
-def tidy(axes: Axes, *, title: str = "", x: str = "", y: str = "") -> None:
-    """Write title and axis labels on one panel."""
-    axes.set_title(title)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
 
 
 def png(figure: Figure, *, dpi: int = 150) -> bytes:

@@ -59,7 +59,13 @@ def record_rows(calibration: Mapping[str, Any] | None) -> tuple[tuple[str, ...],
     if not given:
         return (), []
     levels = next(iter(given.values()))["levels"]
-    header = ("modality", "cells", *(f"covered at {100 * level:g} %" for level in levels), "NLPD per cell", "in the band")
+    header = (
+        "modality",
+        "cells",
+        *(f"covered at {100 * level:g} %" for level in levels),
+        "NLPD per cell",
+        "in the band",
+    )
     rows: Rows = []
     for name, entry in given.items():
         covered = [f"{100 * value:.1f} %" for value in entry["coverage"]]
@@ -79,7 +85,9 @@ def caveats(calibration: Mapping[str, Any] | None) -> list[str]:
         "number of its cells suggests; the verdict uses a simultaneous band that allows for that.",
     ]
     if calibration.get("selected_weights_on_these_rows"):
-        found.append("The same held-out rows chose the best weights while training, which flatters the record a little.")
+        found.append(
+            "The same held-out rows chose the best weights while training, which flatters the record a little."
+        )
     return found
 
 
@@ -99,7 +107,9 @@ def _units(spec: ModalitySpec) -> str:
 def _axis(spec: ModalitySpec) -> str:
     if spec.grid:
         grid = spec.grid
-        return f"{grid.name} {grid.start:g} to {grid.stop:g} {grid.unit}, {grid.size} {grid.spacing} bins".replace("  ", " ")
+        return f"{grid.name} {grid.start:g} to {grid.stop:g} {grid.unit}, {grid.size} {grid.spacing} bins".replace(
+            "  ", " "
+        )
     names = [cell.name for cell in spec.cells]
     return ", ".join(names[:12]) + (" …" if len(names) > 12 else "")
 

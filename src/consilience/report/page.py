@@ -14,8 +14,6 @@ from consilience.report.figures import Picture, corner_of, latent_of, picture, s
 from consilience.typing import PathOrStr
 
 if TYPE_CHECKING:
-    from astropy.table import Table
-
     from consilience.predict.fitted import Fitted
 
 __all__ = ["report"]
@@ -33,6 +31,7 @@ class Sheet:
     header: tuple[str, ...]
     rows: list[list[str]]
     note: str = ""
+    strong: tuple[int, ...] = ()  # rows that stand out
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,13 +134,16 @@ def _sections(
 
 
 def _headline(found: analysis.Calibration) -> Section:
+    from astropy.table import Table
+
     levels = [k for k, level in enumerate(found.bands.levels) if level in (0.68, 0.95)] or [0]
     table = found.table()
     keep = ["cell", "unit", "rows", "mae", "rmse", "r2", "nlpd", "crps", "contraction"]
-    rows = numbers(table[keep])
+    rows = numbers(Table([table[name] for name in keep]))
     for c, row in enumerate(rows):
         row += [
-            f"{100 * found.coverage[c, k]:.1f} % ({100 * found.low[c, k]:.1f}–{100 * found.high[c, k]:.1f})" for k in levels
+            f"{100 * found.coverage[c, k]:.1f} % ({100 * found.low[c, k]:.1f}–{100 * found.high[c, k]:.1f})"
+            for k in levels
         ]
     names = ("quantity", "unit", "rows", "MAE", "RMSE", "R²", "NLPD", "CRPS", "contraction")
     header = (*names, *(f"inside {100 * found.bands.levels[k]:g} %" for k in levels))
@@ -159,19 +161,22 @@ def _headline(found: analysis.Calibration) -> Section:
 
 
 def _comparison(found: analysis.Comparison) -> Section:
-    table = found.table()
+    rows = numbers(found.table())
+    for row in rows:
+        row[-2:] = [f"{100 * float(value):.1f} %" if value != "–" else value for value in row[-2:]]
+    own = tuple(k for k, row in enumerate(rows) if row[2] == "model")
     header = ("quantity", "unit", "method", "rows", "MAE", "RMSE", "NLPD", "inside 68 %", "inside 95 %")
     caption = "Negative log predictive density and error of the model (blue) and of the baselines."
     drawn = picture(found.figure(), "scores of the model and the baselines", caption)
     text = f"The same test rows, predicted from the same inputs: {', '.join(found.inputs)}."
-    return Section("comparison", "Beside simpler methods", (text,), (_sheet(header, numbers(table)),), (drawn,))
+    return Section("comparison", "Beside simpler methods", (text,), (_sheet(header, rows, strong=own),), (drawn,))
 
 
 def _calibration(found: analysis.Calibration) -> Section:
     text = (
-        "Above: how much more (or less) often than stated the truth lies in the central interval; bars show where right "
-        "error bars would be, for all quantities and levels together. Below: probability integral transform, flat "
-        "when error bars are right. Both would also pass a model that learned nothing: read NLPD and contraction too."
+        "Above: how much more (or less) often than stated the truth lies in the central interval; bars show where "
+        "right error bars would be, for all quantities and levels together. Below: probability integral transform, "
+        "flat when error bars are right. Both would also pass a model that learned nothing: read NLPD and contraction too."
     )
     pictures = (
         picture(found.figure(), "coverage minus nominal level and PIT histograms with bands", text),
@@ -199,7 +204,7 @@ def _outliers(found: analysis.Outliers) -> Section:
         "model, it explains them too well, and somewhat more are flagged."
     )
     header = ("object", "latent score", "χ² score", "larger", "p-value", "flagged")
-    rows = numbers(found.table()[: min(10, len(found.ids))])
+    rows = numbers(found.table())[:10]
     drawn = picture(found.figure(), "latent and reconstruction scores of all objects", "Dashed: the threshold.")
     return Section("outliers", "Unusual objects", (text,), (_sheet(header, rows, "The most unusual first."),), (drawn,))
 
@@ -223,11 +228,11 @@ def _card(fitted: "Fitted") -> Section:
     return Section("card", "Model card", (text,), tuple(sheets), points=tuple(caveats(fitted.calibration)))
 
 
-def _sheet(header: tuple[str, ...], rows: list[list[str]], note: str = "") -> Sheet:
+def _sheet(header: tuple[str, ...], rows: list[list[str]], note: str = "", strong: tuple[int, ...] = ()) -> Sheet:
     more = len(rows) - LONGEST
     if more > 0:
         note = f"{note} {more} more rows are not shown.".strip()
-    return Sheet(header, rows[:LONGEST], note)
+    return Sheet(header, rows[:LONGEST], note, strong)
 
 
 def _given(results: Sequence[AbstractResult], kind: type[Result]) -> Result | None:
