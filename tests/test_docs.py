@@ -1,0 +1,150 @@
+"""The documentation runs: every Python block, every command and every link."""
+
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+import consilience as cs
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")], key=str)
+TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in PAGES}
+CONTRACT = "docs/design.md"  # shows what will be, and fragments of it
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def commands():
+    from consilience.cli import app
+
+    return get_command(app).commands
+
+
+def console_lines() -> list[str]:
+    lines = [line for text in TEXTS.values() for block in blocks(text, "console") for line in block.splitlines()]
+    return [line.removeprefix("$ ").split("#")[0] for line in lines if line.startswith("$ consilience ")]
+
+
+@pytest.fixture
+def quick(monkeypatch, tmp_path):
+    """A folder of its own, and a training configuration that is quick where a page does not give one."""
+    monkeypatch.chdir(tmp_path)
+    short = cs.TrainConfig(max_steps=5, validation=0.2)
+    monkeypatch.setattr(importlib.import_module("consilience.workflow.fit"), "TrainConfig", lambda: short)
+    return tmp_path
+
+
+@pytest.fixture
+def quasar_files(quick):
+    """The files that the README reads: a table with foreign column names, and the schema that explains it."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    obs = cs.simulators.quasars(120, seed=3).select("spectrum", "labels")
+    spectrum, labels = obs.parts["spectrum"], obs.parts["labels"]
+    columns = {"name": obs.ids.tolist(), "flux": list(spectrum.value), "flux_error": list(spectrum.sigma)}
+    grid, text = obs.schema["spectrum"].grid, 'id = "name"\n[modalities.spectrum]\ncolumn = "flux"\n'
+    text += f'sigma = "flux_error"\ngrid = {{ start = {grid.start}, stop = {grid.stop}, size = {grid.size}, '
+    text += f'spacing = "{grid.spacing}", unit = "{grid.unit}" }}\n'
+    for i, cell in enumerate(obs.schema["labels"].cells):
+        columns |= {cell.name: labels.value[:, i], f"{cell.name}_error": labels.sigma[:, i]}
+        text += f'[[modalities.labels.cells]]\nname = "{cell.name}"\nunit = "{cell.unit}"\nsigma = "{cell.name}_error"\n'
+    parquet.write_table(pa.table(columns), quick / "quasars.parquet")
+    (quick / "quasars.toml").write_text(text)
+    return quick
+
+
+def run(page: str) -> dict[str, object]:
+    """Run the Python blocks of a page in order, in one namespace."""
+    namespace: dict[str, object] = {}
+    found = blocks(TEXTS[page], "python")
+    assert found, f"{page} has no Python block"
+    for number, block in enumerate(found):
+        exec(compile(block, f"{page}[{number}]", "exec"), namespace)
+    return namespace
+
+
+def test_the_readme_runs(quasar_files):
+    found = run("README.md")
+    assert found["draws"].values["labels"].shape[0] == 1000
+    assert (quasar_files / "report.html").stat().st_size > 0
+    assert (quasar_files / "quasar-model").is_dir()
+
+
+def test_the_tour_runs(quick):
+    found = run("docs/tour.md")
+    assert found["draws"].values["labels"].shape == (200, 60, 4)
+    assert found["again"].schema == found["fitted"].schema
+    assert (quick / "results" / "calibration.csv").is_file()
+
+
+@pytest.mark.parametrize("page", sorted({page for page in TEXTS if blocks(TEXTS[page], "python")} - {CONTRACT}))
+def test_no_page_with_code_is_left_out(page):
+    assert page in ("README.md", "docs/tour.md"), f"{page} has Python blocks that no test runs"
+
+
+def test_the_schema_of_the_tour_is_one(tmp_path):
+    (text,) = blocks(TEXTS["docs/tour.md"], "toml")
+    (tmp_path / "a.toml").write_text(text)
+    assert cs.Schema.read(tmp_path / "a.toml").names == ("spectrum", "labels")
+
+
+def test_every_command_is_in_the_readme_and_the_tour():
+    shown = {shlex.split(line)[1] for line in console_lines()}
+    assert shown == set(commands())
+    (listed,) = re.findall(r"`consilience (demo[^`]*)`", TEXTS["README.md"])
+    assert {word.strip() for word in listed.split("|")} == set(commands())
+
+
+@pytest.mark.parametrize("line", console_lines())
+def test_every_command_shown_has_the_options_shown(line):
+    words = shlex.split(line)
+    command = commands()[words[1]]
+    # parses, or raises what a user would see
+    command.make_context(words[1], words[2:])
+
+
+def test_every_command_has_help():
+    for name, command in commands().items():
+        assert command.help, name
+        assert all(parameter.help for parameter in command.params if parameter.param_type_name == "option"), name
+
+
+@pytest.mark.parametrize("page", sorted(set(TEXTS) - {CONTRACT}))
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", TEXTS[page]):
+        if not target.startswith(("http:", "https:")):
+            assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
+
+
+def test_every_make_target_is_documented():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    for target in targets - {"help"}:
+        assert f"make {target}" in TEXTS["CONTRIBUTING.md"]
+    documented = set(re.findall(r"^([a-z]+):.*## ", makefile, re.MULTILINE))
+    assert documented == targets
+
+
+def test_every_option_of_the_model_is_on_its_page():
+    page = TEXTS["docs/families/shared_gplvm.md"]
+    for name, field in cs.SharedGPLVM.model_fields.items():
+        if name != "family":
+            default = str(field.default).replace("'", '"')
+            row = next((line for line in page.splitlines() if line.startswith(f"| `{name}`")), None)
+            assert row, f"{name} is not on the page"
+            assert default in row or default == "{}", f"{name}: the default is {default}"
+
+
+def test_pinned_versions_agree_with_what_is_installed():
+    from importlib.metadata import version
+
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").split())
+    for name in ("torch", "numpy", "astropy", "pyarrow", "pydantic", "lightning"):
+        assert version(name).split("+")[0] == pins[name]
