@@ -176,7 +176,8 @@ def _calibration(found: analysis.Calibration) -> Section:
     text = (
         "Above: how much more (or less) often than stated the truth lies in the central interval; bars show where "
         "right error bars would be, for all quantities and levels together. Below: probability integral transform, "
-        "flat when error bars are right. Both would also pass a model that learned nothing: read NLPD and contraction too."
+        "flat when error bars are right. Both would also pass a model that learned nothing: read NLPD and contraction "
+        "too."
     )
     pictures = (
         picture(found.figure(), "coverage minus nominal level and PIT histograms with bands", text),
