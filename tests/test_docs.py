@@ -54,7 +54,8 @@ def quasar_files(quick):
     text += f'spacing = "{grid.spacing}", unit = "{grid.unit}" }}\n'
     for i, cell in enumerate(obs.schema["labels"].cells):
         columns |= {cell.name: labels.value[:, i], f"{cell.name}_error": labels.sigma[:, i]}
-        text += f'[[modalities.labels.cells]]\nname = "{cell.name}"\nunit = "{cell.unit}"\nsigma = "{cell.name}_error"\n'
+        text += f'[[modalities.labels.cells]]\nname = "{cell.name}"\nunit = "{cell.unit}"\n'
+        text += f'sigma = "{cell.name}_error"\n'
     parquet.write_table(pa.table(columns), quick / "quasars.parquet")
     (quick / "quasars.toml").write_text(text)
     return quick

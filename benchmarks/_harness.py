@@ -1,0 +1,61 @@
+"""What the benchmarks share: the command line, fair timing, and ``results.json`` with how it was made."""
+
+import argparse
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from consilience.studies.runner import Results, markdown, meta, write_results
+
+__all__ = ["main", "turns"]
+
+
+def main(name: str, measure: Callable[[int, bool], Results], argv: Sequence[str] | None = None) -> Results:
+    """Run ``measure(seed, quick)`` as ``python -m benchmarks.<name>`` and record what it returns.
+
+    Arguments:
+        name: Name of the benchmark's module.
+        measure: Function of a seed and of whether tiny sizes are enough.
+        argv: Arguments instead of the command line's.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True, help="folder of results")
+    options = parser.parse_args(argv)
+    options.out.mkdir(parents=True, exist_ok=True)
+    begun = time.perf_counter()
+    found = measure(options.seed, options.quick)
+    seconds = time.perf_counter() - begun
+    write_results(options.out, found, {"benchmark": name, "quick": options.quick, **meta(options.seed, seconds)})
+    console = Console(highlight=False)
+    for title, table in found.tables.items():
+        console.print(f"{title}\n{markdown(table)}", soft_wrap=True, markup=False)
+    for key, value in found.numbers.items():
+        console.print(f"{key}: {value}", soft_wrap=True, markup=False)
+    return found
+
+
+def turns(steps: Mapping[str, Callable[[], object]], *, repeats: int, warm: int = 2) -> dict[str, np.ndarray]:
+    """Seconds of every call, shape (repeats,), by contender.
+
+    Contenders take turns, call by call, so that a busy moment of the machine meets all of them alike.
+
+    Arguments:
+        steps: What is timed, by name.
+        repeats: Timed calls of each.
+        warm: Calls of each before timing starts.
+    """
+    for step in steps.values():
+        for _ in range(warm):
+            step()
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(repeats):
+        for name, step in steps.items():
+            begun = time.perf_counter()
+            step()
+            seconds[name].append(time.perf_counter() - begun)
+    return {name: np.array(values) for name, values in seconds.items()}

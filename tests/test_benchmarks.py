@@ -1,0 +1,36 @@
+import json
+
+import pytest
+from astropy.table import Table
+
+from benchmarks._harness import main, turns
+from consilience.studies.runner import Results
+
+
+def test_a_benchmark_records_its_numbers_and_how_they_were_made(tmp_path, capsys):
+    def measure(seed, quick):
+        return Results({"speedup": 2.0 + seed, "quick": quick}, {"Seconds": Table({"name": ["ours"], "median": [0.5]})})
+
+    main("example", measure, ["--quick", "--seed", "3", "--out", str(tmp_path / "new")])
+    found = json.loads((tmp_path / "new" / "results.json").read_text())
+    assert found["speedup"] == 5.0
+    assert found["quick"] is True
+    assert found["meta"]["benchmark"] == "example"
+    assert found["meta"]["seed"] == 3
+    assert "| ours | 0.5 |" in (tmp_path / "new" / "table.md").read_text()
+    assert "speedup: 5.0" in capsys.readouterr().out
+
+
+def test_a_benchmark_needs_a_folder(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main("example", lambda seed, quick: Results({}, {}), [])
+    assert caught.value.code == 2
+    assert "--out" in capsys.readouterr().err
+
+
+def test_contenders_take_turns():
+    calls = []
+    seconds = turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=3, warm=1)
+    assert calls == ["a", "b", "a", "b", "a", "b", "a", "b"]
+    assert {name: len(values) for name, values in seconds.items()} == {"a": 3, "b": 3}
+    assert (seconds["a"] >= 0).all()
