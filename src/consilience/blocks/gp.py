@@ -30,6 +30,7 @@ __all__ = ["Features", "SparseGP", "inverse"]
 
 JITTER = 1e-6
 CHUNK = 96  # outputs inverted together: a few megabytes, so that they stay in cache
+FEW = 16  # outputs below which packing the features costs more than it saves
 LEAF = 30  # below this a Cholesky factorisation is faster than another halving
 
 
@@ -85,19 +86,15 @@ class SparseGP(nn.Module):
         return Features(a, (self.kernel.diagonal(z) - a.square().sum(-1)).clamp_min(0))
 
     def jacobian(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Derivatives along z of the features, (B, Q, M), and of k(z, z), (B, Q), by forward differentiation."""
-        slopes, diagonals = [], []
-        for q in range(z.shape[1]):
-            along = torch.zeros_like(z)
-            along[:, q] = 1
-            slopes.append(torch.func.jvp(lambda at: self.kernel(self.inducing, at), (z,), (along,))[1])
-            diagonals.append(torch.func.jvp(self.kernel.diagonal, (z,), (along,))[1])
-        whitened = self.whiten(torch.cat(slopes, 1)).unflatten(1, (z.shape[1], len(z)))
-        return whitened.permute(2, 1, 0), torch.stack(diagonals, -1)
+        """Derivatives along z of the features, (B, Q, M), and of k(z, z), (B, Q)."""
+        slope = self.kernel.slope(self.inducing, z)  # (Q, M, B)
+        whitened = self.whiten(slope.transpose(0, 1).flatten(1)).unflatten(1, (z.shape[1], len(z)))
+        return whitened.permute(2, 1, 0), self.kernel.diagonal_slope(z).mT
 
     def whiten(self, k: Tensor) -> Tensor:
         """L⁻¹ k for k of shape (M, B)."""
-        gram = self.kernel(self.inducing, self.inducing).double()
+        inducing = self.inducing.double()  # a rank-deficient gram (linear kernel, M > Q) drowns in float32 rounding
+        gram = self.kernel(inducing, inducing)
         level = JITTER * gram.diagonal().mean().detach()
         factor = torch.linalg.cholesky(gram + level * torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
         return torch.linalg.solve_triangular(factor, k.double(), upper=False).to(k.dtype)
@@ -105,9 +102,19 @@ class SparseGP(nn.Module):
     def moments(self, features: Features) -> tuple[Tensor, Tensor]:
         """Mean and variance of f at the features, each (B, D)."""
         mean = self.constant + features.a @ self.mean.mT
-        # A'SA as one GEMM over packed triangles, half the work of the full (B, M²) × (M², D)
-        variance = features.rest[:, None] + self.packed(features.a) @ self.covariance.mT
-        return mean, variance.clamp_min(1e-10)
+        if len(self.mean) <= FEW:
+            quadratic = ((features.a @ self._unpacked()) * features.a).sum(-1).mT
+        else:  # A'SA as one GEMM over packed triangles, half the work of the full (B, M²) × (M², D)
+            quadratic = self.packed(features.a) @ self.covariance.mT
+        return mean, (features.rest[:, None] + quadratic).clamp_min(1e-10)
+
+    def _unpacked(self) -> Tensor:
+        """S_d, shape (D, M, M)."""
+        outputs, size = self.mean.shape
+        full = torch.zeros(outputs, size, size, dtype=self.mean.dtype, device=self.mean.device)
+        full[:, self.rows, self.columns] = 0.5 * self.covariance
+        full[:, self.columns, self.rows] += 0.5 * self.covariance
+        return full
 
     def packed(self, a: Tensor) -> Tensor:
         """Lower triangle of A_n A_nᵀ, shape (B, M (M + 1) / 2)."""
@@ -176,6 +183,8 @@ def inverse(precision: Tensor) -> tuple[Tensor, Tensor]:
     if size <= LEAF:
         factor, failed = torch.linalg.cholesky_ex(precision)
         log_determinant = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        if bool(failed.any()):  # cholesky_inverse refuses a zero pivot
+            factor[failed > 0] = torch.nan
         return torch.cholesky_inverse(factor), log_determinant.masked_fill(failed > 0, torch.nan)
     half = size // 2
     lower = precision[:, half:, :half]

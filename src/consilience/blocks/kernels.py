@@ -27,6 +27,14 @@ class AbstractKernel(nn.Module, ABC):
         """k(a, a) point by point, shape (B,)."""
 
     @abstractmethod
+    def slope(self, a: Tensor, b: Tensor) -> Tensor:
+        """∂k(a, b)/∂b, shape (Q, M, B)."""
+
+    @abstractmethod
+    def diagonal_slope(self, a: Tensor) -> Tensor:
+        """∂k(a, a)/∂a, shape (Q, B)."""
+
+    @abstractmethod
     def relevance(self) -> Tensor:
         """How fast the function varies along each latent dimension, shape (Q,)."""
 
@@ -42,6 +50,14 @@ class _Stationary(AbstractKernel, ABC):
 
     def relevance(self) -> Tensor:
         return torch.exp(0.5 * self.log_variance - self.log_lengthscale)
+
+    def diagonal_slope(self, a: Tensor) -> Tensor:
+        return torch.zeros_like(a.mT)
+
+    def _difference(self, a: Tensor, b: Tensor) -> Tensor:
+        """(a - b) / ℓ², shape (Q, M, B)."""
+        inverse = torch.exp(-2 * self.log_lengthscale)[:, None, None]
+        return (a.mT[:, :, None] - b.mT[:, None, :]) * inverse
 
     def _squared_distance(self, a: Tensor, b: Tensor) -> Tensor:
         # |a|² + |b|² - 2 a·b about a common centre: one GEMM, and no cancellation from a shared offset
@@ -61,6 +77,9 @@ class RBF(_Stationary):
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         return torch.exp(self.log_variance - 0.5 * self._squared_distance(a, b))
+
+    def slope(self, a: Tensor, b: Tensor) -> Tensor:
+        return self(a, b) * self._difference(a, b)
 
 
 class Matern(_Stationary):
@@ -91,6 +110,13 @@ class Matern(_Stationary):
         # exactly ρ at r = 0, which the regularised root misses for ν = ½
         return torch.where(square > 0, self.log_variance.exp() * factor * torch.exp(-s), self.log_variance.exp())
 
+    def slope(self, a: Tensor, b: Tensor) -> Tensor:
+        s = math.sqrt(2 * self.nu) * torch.sqrt(self._squared_distance(a, b) + 1e-20)
+        # -k'(s) / s, which stays finite at s = 0 for ν > ½ (for ν = ½ the cusp is given slope 0 by the difference)
+        factor = {0.5: 1 / s, 1.5: torch.ones_like(s), 2.5: (1 + s) / 3}[self.nu]
+        weight = self.log_variance.exp() * 2 * self.nu * factor * torch.exp(-s)
+        return weight * self._difference(a, b)
+
 
 class Linear(AbstractKernel):
     r"""Linear covariance :math:`\sum_q \rho_q a_q b_q`.
@@ -109,6 +135,12 @@ class Linear(AbstractKernel):
 
     def diagonal(self, a: Tensor) -> Tensor:
         return (a.square() * self.log_variance.exp()).sum(-1)
+
+    def slope(self, a: Tensor, b: Tensor) -> Tensor:
+        return (a * self.log_variance.exp()).mT[:, :, None].expand(a.shape[1], len(a), len(b))
+
+    def diagonal_slope(self, a: Tensor) -> Tensor:
+        return 2 * (a * self.log_variance.exp()).mT
 
     def relevance(self) -> Tensor:
         return torch.exp(0.5 * self.log_variance)
@@ -135,6 +167,15 @@ class Periodic(AbstractKernel):
     def diagonal(self, a: Tensor) -> Tensor:
         return self.log_variance.exp().expand(len(a))
 
+    def slope(self, a: Tensor, b: Tensor) -> Tensor:
+        period = self.log_period.exp()
+        phase = (2 * math.pi * (a[:, None] - b[None]) / period).permute(2, 0, 1)
+        weight = 2 * math.pi / period * torch.exp(-2 * self.log_lengthscale)
+        return self(a, b) * torch.sin(phase) * weight[:, None, None]
+
+    def diagonal_slope(self, a: Tensor) -> Tensor:
+        return torch.zeros_like(a.mT)
+
     def relevance(self) -> Tensor:
         return torch.exp(0.5 * self.log_variance - self.log_lengthscale)
 
@@ -152,6 +193,12 @@ class Sum(AbstractKernel):
     def diagonal(self, a: Tensor) -> Tensor:
         return torch.stack([kernel.diagonal(a) for kernel in _kernels(self)]).sum(0)
 
+    def slope(self, a: Tensor, b: Tensor) -> Tensor:
+        return torch.stack([kernel.slope(a, b) for kernel in _kernels(self)]).sum(0)
+
+    def diagonal_slope(self, a: Tensor) -> Tensor:
+        return torch.stack([kernel.diagonal_slope(a) for kernel in _kernels(self)]).sum(0)
+
     def relevance(self) -> Tensor:
         return torch.stack([kernel.relevance() ** 2 for kernel in _kernels(self)]).sum(0).sqrt()
 
@@ -168,6 +215,14 @@ class Product(AbstractKernel):
 
     def diagonal(self, a: Tensor) -> Tensor:
         return torch.stack([kernel.diagonal(a) for kernel in _kernels(self)]).prod(0)
+
+    def slope(self, a: Tensor, b: Tensor) -> Tensor:
+        values = [kernel(a, b) for kernel in _kernels(self)]
+        return _product_rule(values, [kernel.slope(a, b) for kernel in _kernels(self)])
+
+    def diagonal_slope(self, a: Tensor) -> Tensor:
+        values = [kernel.diagonal(a) for kernel in _kernels(self)]
+        return _product_rule(values, [kernel.diagonal_slope(a) for kernel in _kernels(self)])
 
     def relevance(self) -> Tensor:
         return torch.stack([kernel.relevance() ** 2 for kernel in _kernels(self)]).sum(0).sqrt()
@@ -200,6 +255,14 @@ def build_kernel(expression: str, dim: int) -> AbstractKernel:
             factors.append(makers[name]())
         terms.append(factors[0] if len(factors) == 1 else Product(*factors))
     return terms[0] if len(terms) == 1 else Sum(*terms)
+
+
+def _product_rule(values: list[Tensor], slopes: list[Tensor]) -> Tensor:
+    total = torch.zeros_like(slopes[0])
+    for i, slope in enumerate(slopes):
+        others = [value for j, value in enumerate(values) if j != i]
+        total = total + slope * torch.stack(others).prod(0)
+    return total
 
 
 def _kernels(parent: Sum | Product) -> list[AbstractKernel]:

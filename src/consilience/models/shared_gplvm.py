@@ -51,7 +51,7 @@ class SharedGPLVM(AbstractFamily):
     private: dict[str, int] = {}  # further latent dimensions that only this modality reads
     inducing: int = Field(default=120, ge=1)  # inducing inputs M of every decoder
     posterior: Literal["encoder", "gaussian", "diagonal", "map", "point"] = "encoder"  # of the training latents
-    kernel: str = "linear+rbf"  # expression of kernels, see build_kernel
+    kernel: str = "rbf"  # expression of kernels, see build_kernel
     likelihoods: dict[str, Literal["gaussian", "student", "poisson", "bernoulli", "categorical"]] = {}
     hidden: int = Field(default=64, ge=1)  # width of the encoder's correction
     inference_steps: int = Field(default=8, ge=0)  # Gauss-Newton steps per new object; 0 trusts the encoder alone
