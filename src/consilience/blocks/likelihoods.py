@@ -108,8 +108,9 @@ class Gaussian(_Noisy):
     def slopes(self, part: Modality, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if _has_limits(part):
             return super().slopes(part, mean, variance)
-        w = torch.where(part.measured, 1 / self.total(part), 0.0)
-        return self.expected(part, mean, variance), w * (part.value - mean), -0.5 * w
+        with torch.no_grad():
+            w = torch.where(part.measured, 1 / self.total(part), 0.0)
+            return self.expected(part, mean, variance), w * (part.value - mean), -0.5 * w
 
     def log_predictive(self, part: Modality, mean: Tensor, variance: Tensor) -> Tensor:
         spread = self.total(part) + variance
