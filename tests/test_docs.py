@@ -48,8 +48,11 @@ def quasar_files(quick):
 
     obs = cs.simulators.quasars(120, seed=3).select("spectrum", "labels")
     spectrum, labels = obs.parts["spectrum"], obs.parts["labels"]
-    columns = {"name": obs.ids.tolist(), "flux": list(spectrum.value), "flux_error": list(spectrum.sigma)}
-    grid, text = obs.schema["spectrum"].grid, 'id = "name"\n[modalities.spectrum]\ncolumn = "flux"\n'
+    grid = obs.schema["spectrum"].grid
+    grid = grid.model_copy(update={"size": 32})  # every nineteenth of 590 pixels
+    columns = {"name": obs.ids.tolist(), "flux": list(spectrum.value[:, ::19])}
+    columns["flux_error"] = list(spectrum.sigma[:, ::19])
+    text = 'id = "name"\n[modalities.spectrum]\ncolumn = "flux"\n'
     text += f'sigma = "flux_error"\ngrid = {{ start = {grid.start}, stop = {grid.stop}, size = {grid.size}, '
     text += f'spacing = "{grid.spacing}", unit = "{grid.unit}" }}\n'
     for i, cell in enumerate(obs.schema["labels"].cells):
