@@ -1,0 +1,227 @@
+"""Seconds per training step of the shared GPLVM beside GPyTorch's for the same bound.
+
+One modality of D outputs, M inducing inputs, Q latent dimensions, B objects a step, a fifth of the cells missing; the
+same ARD squared-exponential kernel, one learned noise variance per output, learned Gaussian latents, float32. Ours is
+what the training loop does in a step: the natural-gradient step of every q(u), the terms, the gradient, Adam.
+GPyTorch's is its Bayesian GPLVM: one Cholesky factor per output, whitened, everything moved by Adam. The steps take
+turns, so that whatever else the machine does slows both.
+
+Run with ``python -m benchmarks.gplvm_step [--quick] [--seed N] --out DIR``.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+os.environ.setdefault("MKL_CBWR", "AVX2,STRICT")
+
+import gpytorch
+import numpy as np
+import torch
+from astropy.table import Table
+from gpytorch.distributions import MultivariateNormal
+from gpytorch.kernels import RBFKernel, ScaleKernel
+from gpytorch.variational import CholeskyVariationalDistribution, VariationalStrategy
+from torch import Tensor, nn
+
+from benchmarks._harness import main, turns
+from consilience.blocks.gp import JITTER
+from consilience.blocks.kernels import RBF
+from consilience.data.observations import Modality, Observations, State
+from consilience.data.schema import ModalitySpec, Schema
+from consilience.models.shared_gplvm import SharedGPLVM
+from consilience.studies.runner import Results
+
+__all__ = ["Sizes", "bound_relative_error", "measure", "step_seconds"]
+
+
+MISSING = 0.2  # share of the cells
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """D outputs, M inducing inputs, Q latent dimensions, B objects a step of N, and steps timed."""
+
+    outputs: int = 594
+    inducing: int = 120
+    latent: int = 10
+    batch: int = 128
+    rows: int = 1024
+    steps: int = 7
+
+
+class PeerGPLVM(gpytorch.models.ApproximateGP):
+    """GPyTorch's sparse GPs of D outputs: shared kernel and inducing inputs, q(u) by Cholesky factors."""
+
+    def __init__(self, inducing: Tensor, outputs: int) -> None:
+        size = torch.Size([outputs])
+        distribution = CholeskyVariationalDistribution(len(inducing), batch_shape=size)
+        # Inducing inputs without a batch dimension: one K_uu and one factorisation for all outputs.
+        super().__init__(VariationalStrategy(self, inducing, distribution, learn_inducing_locations=True))
+        self.constant = nn.Parameter(torch.zeros(outputs, 1))
+        self.kernel = ScaleKernel(RBFKernel(ard_num_dims=inducing.shape[1]))
+        self.log_noise = nn.Parameter(torch.full((outputs, 1), -1.0))
+
+    def forward(self, z: Tensor) -> MultivariateNormal:
+        return MultivariateNormal(self.constant.expand(-1, z.shape[-2]), self.kernel(z))
+
+    def objective(self, z: Tensor, value: Tensor, seen: Tensor, total: int) -> Tensor:
+        """Negative bound per object without the latents' part; value and seen of shape (B, D)."""
+        f = self(z)
+        noise = self.log_noise.exp()
+        square = (value.mT - f.mean).square() + f.variance
+        expected = -0.5 * (torch.log(2 * torch.pi * noise) + square / noise)
+        likelihood = torch.where(seen.mT, expected, 0.0).sum() / len(z)
+        return self.variational_strategy.kl_divergence().sum() / total - likelihood
+
+
+class PeerLatents(nn.Module):
+    """q(z_n) of every object: a mean and a Cholesky factor, as ours."""
+
+    def __init__(self, rows: int, latent: int) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(torch.randn(rows, latent))
+        self.log_scale = nn.Parameter(torch.full((rows, latent), -1.0))
+
+    def forward(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """A draw (B, Q) and the KL to N(0, I), mean over the batch."""
+        mean, log_scale = self.mean[index], self.log_scale[index]
+        z = mean + log_scale.exp() * torch.randn_like(mean)
+        divergence = 0.5 * ((2 * log_scale).exp() + mean.square() - 1) - log_scale
+        return z, divergence.sum(-1).mean()
+
+
+def step_seconds(sizes: Sizes, seed: int, dtype: torch.dtype = torch.float32) -> dict[str, np.ndarray]:
+    """Seconds of each timed step of "ours" and "gpytorch", in turns."""
+    table = _table(sizes, seed, dtype)
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(sizes.rows, generator=generator)[: sizes.batch]
+    steps = {"ours": _our_step(table, sizes, seed, dtype), "gpytorch": _peer_step(table, sizes, seed, dtype)}
+    return turns({name: lambda step=step: step(order) for name, step in steps.items()}, repeats=sizes.steps, warm=1)
+
+
+def bound_relative_error(sizes: Sizes, seed: int) -> float:
+    """|ours - GPyTorch's| / |GPyTorch's| of the bound at the same z, q(u), kernel, noise and constants, float64."""
+    dtype = torch.float64
+    table = _table(sizes, seed, dtype)
+    model = SharedGPLVM(latent_dim=sizes.latent, inducing=sizes.inducing, kernel="rbf", posterior="point").build(
+        table.schema, sizes.rows, seed
+    )
+    model.to(dtype)
+    batch = table[torch.arange(sizes.batch).numpy()]
+    generator = torch.Generator().manual_seed(seed)
+    gp, likelihood = model.decoders["x"], model.likelihoods["x"]
+    with torch.no_grad():
+        model.locals.mean.normal_(generator=generator)
+        likelihood.log_noise.uniform_(-2, 0, generator=generator)
+        gp.kernel.log_lengthscale.uniform_(0.5, 1.0, generator=generator)
+        gp.constant.normal_(generator=generator)
+        # A q(u) that is no optimum of anything: two damped steps from the prior.
+        for _ in range(2):
+            model.closed_form_step(batch, batch, sizes.rows / sizes.batch, {}, 0.3)
+        terms = model.terms(batch, batch)
+        ours = -float(terms["nll/x"].value.mean()) - float(terms["kl/inducing"].value)
+        peer = PeerGPLVM(gp.inducing.detach().clone(), sizes.outputs).to(dtype)
+        _copy(model, peer, _jitter(gp))
+        z, part = model.locals.mean[batch.index], batch.parts["x"]
+        theirs = -float(peer.objective(z, part.value, part.seen, sizes.rows))
+    return abs(ours - theirs) / abs(theirs)
+
+
+def measure(seed: int, quick: bool) -> Results:
+    """Time the steps and compare the bounds."""
+    torch.set_num_threads(2)
+    sizes = Sizes(40, 12, 3, 16, 64, 3) if quick else Sizes()
+    seconds = step_seconds(sizes, seed)
+    errors = [bound_relative_error(Sizes(30, 20, 3, 40, 60), seed + k) for k in range(3)]
+    ours, peer = (float(np.median(seconds[name])) for name in ("ours", "gpytorch"))
+    numbers = {
+        "speedup_per_step": peer / ours,
+        "bound_relative_error": max(errors),
+        "seconds_per_step": ours,
+        "seconds_per_step_gpytorch": peer,
+        "speedup_of_fastest_steps": float(seconds["gpytorch"].min() / seconds["ours"].min()),
+        "outputs": sizes.outputs,
+        "inducing": sizes.inducing,
+        "latent": sizes.latent,
+        "batch": sizes.batch,
+        "missing_fraction": MISSING,
+        "steps_timed": sizes.steps,
+    }
+    rows = [[name, float(np.median(values)), float(values.min())] for name, values in seconds.items()]
+    return Results(numbers, {"Seconds per training step": Table(rows=rows, names=["method", "median", "fastest"])})
+
+
+def _table(sizes: Sizes, seed: int, dtype: torch.dtype) -> Observations:
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.randn(sizes.rows, sizes.latent, generator=generator)
+    w = torch.randn(sizes.latent, sizes.outputs, generator=generator)
+    value = torch.tanh(z @ w / sizes.latent**0.5) + 0.3 * torch.randn(sizes.rows, sizes.outputs, generator=generator)
+    seen = torch.rand(sizes.rows, sizes.outputs, generator=generator) >= MISSING
+    state = torch.where(seen, int(State.MEASURED), int(State.UNSEEN)).to(torch.int8)
+    schema = Schema(modalities=(ModalitySpec(name="x", shape=(sizes.outputs,)),))
+    obs = Observations.from_arrays(schema, {"x": value.double().numpy()}, state={"x": state.numpy()})
+    scaled = obs.to(dtype=dtype)
+    part = scaled.parts["x"]
+    return Observations(
+        schema, {"x": Modality(part.value.nan_to_num(0.0), part.state)}, scaled.ids, scaled.index, scaled.total
+    )
+
+
+def _our_step(table: Observations, sizes: Sizes, seed: int, dtype: torch.dtype) -> Callable[[Tensor], None]:
+    family = SharedGPLVM(latent_dim=sizes.latent, inducing=sizes.inducing, kernel="rbf", posterior="diagonal")
+    model = family.build(table.schema, sizes.rows, seed).to(dtype)
+    with torch.no_grad():
+        model.locals.mean.normal_(generator=torch.Generator().manual_seed(seed))
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
+
+    def step(rows: Tensor) -> None:
+        batch = table[rows.numpy()]
+        model.closed_form_step(batch, batch, sizes.rows / sizes.batch, {}, 0.1)
+        terms = model.terms(batch, batch)
+        total = terms["nll/x"].value.mean() + terms["kl/shared"].value.mean() + terms["kl/inducing"].value
+        optimiser.zero_grad()
+        total.backward()
+        optimiser.step()
+
+    return step
+
+
+def _peer_step(table: Observations, sizes: Sizes, seed: int, dtype: torch.dtype) -> Callable[[Tensor], None]:
+    generator = torch.Generator().manual_seed(seed)
+    peer = PeerGPLVM(torch.randn(sizes.inducing, sizes.latent, generator=generator), sizes.outputs).to(dtype)
+    latents = PeerLatents(sizes.rows, sizes.latent).to(dtype)
+    optimiser = torch.optim.Adam([*peer.parameters(), *latents.parameters()], lr=1e-2)
+    part = table.parts["x"]
+
+    def step(rows: Tensor) -> None:
+        z, divergence = latents(rows)
+        total = peer.objective(z, part.value[rows], part.seen[rows], sizes.rows) + divergence
+        optimiser.zero_grad()
+        total.backward()
+        optimiser.step()
+
+    return step
+
+
+def _copy(model: nn.Module, peer: PeerGPLVM, jitter: float) -> None:
+    gp, likelihood = model.decoders["x"], model.likelihoods["x"]
+    assert isinstance(gp.kernel, RBF)
+    peer.kernel.outputscale = gp.kernel.log_variance.exp()
+    peer.kernel.base_kernel.lengthscale = gp.kernel.log_lengthscale.exp()
+    peer.constant.copy_(gp.constant[:, None])
+    peer.log_noise.copy_(likelihood.learned().log()[:, None])
+    strategy = peer.variational_strategy
+    strategy.jitter_val = jitter
+    strategy.variational_params_initialized.fill_(1)
+    distribution = strategy._variational_distribution
+    distribution.variational_mean.copy_(gp.mean)
+    distribution.chol_variational_covar.copy_(torch.linalg.cholesky(torch.linalg.inv(gp.natural_precision)))
+
+
+def _jitter(gp: nn.Module) -> float:
+    return JITTER * float(gp.kernel.diagonal(gp.inducing).mean())
+
+
+if __name__ == "__main__":
+    main("gplvm_step", measure)
