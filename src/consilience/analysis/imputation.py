@@ -94,7 +94,7 @@ def imputation(
                 skipped.append(f"{name} from {source}")
                 continue
             truth = truth_of(obs, name, only)
-            u, mean = _drawn(fitted, context, obs, name, truth=truth, n=n, rng=rng, seed=seed)
+            u, mean = _drawn(fitted, context, obs, name, truth=truth, n=n, seed=seed)
             for quantity in quantities(obs.schema[name]):
                 entries.append((quantity, source, _scores(*(a[:, quantity.cells] for a in (truth, mean, u)))))
     if not entries:
@@ -129,9 +129,9 @@ def _drawn(
     *,
     truth: FloatArray,
     n: int,
-    rng: np.random.Generator,
     seed: int,
 ) -> tuple[FloatArray, FloatArray]:
+    rng = np.random.default_rng(seed)
     u, mean = np.full(truth.shape, np.nan), np.full(truth.shape, np.nan)
     for rows in tiles(len(obs), 3 * n * truth.shape[1]):
         samples = fitted.sample(context[rows], [name], n=n, seed=seed, observed=True, at=obs[rows])

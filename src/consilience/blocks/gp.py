@@ -56,6 +56,8 @@ class SparseGP(nn.Module):
         outputs: D.
     """
 
+    rows: Tensor  # of the lower triangle of an (M, M) matrix
+    columns: Tensor
     natural_precision: Tensor  # Λ_d, shape (D, M, M)
     natural_mean: Tensor  # θ_d, shape (D, M)
     mean: Tensor  # m_d, shape (D, M)

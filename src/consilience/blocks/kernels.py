@@ -5,7 +5,6 @@ Hyper-parameters are stored as logarithms, so they stay positive without a const
 
 import math
 from abc import ABC, abstractmethod
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -97,9 +96,11 @@ class Matern(_Stationary):
     """
 
     def __init__(
-        self, dim: int, nu: Literal[0.5, 1.5, 2.5] = 2.5, lengthscale: float = 1.0, variance: float = 1.0
+        self, dim: int, nu: float = 2.5, lengthscale: float = 1.0, variance: float = 1.0
     ) -> None:
         super().__init__(dim, lengthscale, variance)
+        if nu not in (0.5, 1.5, 2.5):
+            raise SchemaError(f"Expected nu among 0.5, 1.5 and 2.5; got {nu}.")
         self.nu = nu
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:

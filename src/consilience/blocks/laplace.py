@@ -6,7 +6,8 @@ Maximises, independently for every row,
 
 and approximates the posterior around the maximum by the curvature
 :math:`H = \pi I + \sum_d w_d J_d J_d^\top`, :math:`J_d = \partial\,\mathrm{mean}_d/\partial z`,
-:math:`w_d = -2\,\partial E_d/\partial\mathrm{var}_d`. Exact for linear kernels with Gaussian likelihoods and known maps.
+:math:`w_d = -2\,\partial E_d/\partial\mathrm{var}_d`. Exact for linear kernels with Gaussian likelihoods and known
+maps.
 The number of steps is fixed and damping is per row, so no row can change another's answer.
 
 References:

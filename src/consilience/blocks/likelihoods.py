@@ -154,7 +154,7 @@ class StudentT(_Noisy):
 
 
 class Poisson(AbstractLikelihood):
-    r"""Counts with log-rate f and exposure e: :math:`E = x(\mu + \log e) - e\,e^{\mu + v/2} - \log x!`, in closed form."""
+    r"""Counts with log-rate f and exposure e: :math:`E = x(\mu + \log e) - e\,e^{\mu + v/2} - \log x!`."""
 
     def __init__(self, cells: int) -> None:
         super().__init__()
@@ -260,7 +260,7 @@ def build_likelihood(name: str | None, spec: ModalitySpec) -> AbstractLikelihood
     fits = {"gaussian", "student"} if default == "gaussian" else {default}
     name = name or default
     if name not in fits:
-        raise SchemaError(f"Expected a likelihood among {sorted(fits)} for the {spec.kind} '{spec.name}'; got {name!r}.")
+        raise SchemaError(f"Expected a likelihood among {sorted(fits)} for '{spec.name}' ({spec.kind}); got {name!r}.")
     if name == "categorical":
         return Categorical(spec.size, spec.classes)
     makers = {"gaussian": Gaussian, "student": StudentT, "poisson": Poisson, "bernoulli": Bernoulli}

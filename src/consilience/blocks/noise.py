@@ -49,7 +49,11 @@ class Noise:
         return self._collect(stream, n, shape, lambda generator, size: generator.random(size))
 
     def _collect(
-        self, stream: str, n: int, shape: Sequence[int], draw: Callable[[np.random.Generator, tuple[int, ...]], FloatArray]
+        self,
+        stream: str,
+        n: int,
+        shape: Sequence[int],
+        draw: Callable[[np.random.Generator, tuple[int, ...]], FloatArray],
     ) -> Tensor:
         out = np.empty((n, len(self.ids), *shape))
         done = 0

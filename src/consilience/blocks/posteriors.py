@@ -88,9 +88,10 @@ class LocalPosterior(nn.Module):
 class AmortisedPosterior(nn.Module):
     r"""A posterior read from any subset of cells: the factor-analysis posterior, bent by a small network.
 
-    :math:`\mu = \mu_0 + \delta_\theta(\mu_0, \log \mathrm{diag} L_0)`, :math:`L = \mathrm{diag}(e^{\gamma_\theta}) L_0`,
-    with the network zero at the start; an object with nothing seen gives the prior plus what the network has learned
-    to add, so both corrections are multiplied by the shrinkage :math:`1 - L_{0,qq}^2`, zero where nothing was seen.
+    :math:`\mu = \mu_0 + \delta_\theta(\mu_0, \log \mathrm{diag} L_0)` and
+    :math:`L = \mathrm{diag}(e^{\gamma_\theta}) L_0`, with the network zero at the start.
+    Both corrections are multiplied by the shrinkage :math:`1 - L_{0,qq}^2`, so that an object with nothing seen gives
+    the prior.
 
     Arguments:
         factors: The linear posterior.
@@ -102,7 +103,11 @@ class AmortisedPosterior(nn.Module):
         self.factors = factors
         latent = factors.loadings.shape[1]
         self.network = nn.Sequential(
-            nn.Linear(2 * latent, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, 2 * latent)
+            nn.Linear(2 * latent, hidden),
+            nn.SiLU(),
+            nn.Linear(hidden, hidden),
+            nn.SiLU(),
+            nn.Linear(hidden, 2 * latent),
         )
         nn.init.zeros_(self.network[-1].weight)  # type: ignore[arg-type]
         nn.init.zeros_(self.network[-1].bias)  # type: ignore[arg-type]

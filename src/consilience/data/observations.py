@@ -66,17 +66,19 @@ class Modality:
     def map(self, function: Any) -> "Modality":  # noqa: ANN401 - array -> array
         """Apply one function to every array that is there."""
         fields = (self.value, self.state, self.sigma, self.coord, self.exposure, self.extent)
-        return Modality(*(None if array is None else function(array) for array in fields))
+        value, state, *others = (None if array is None else function(array) for array in fields)
+        return Modality(value, state, *others)
 
     def hidden(self, hide: BoolArray) -> "Modality":
         """The same cells with those in ``hide`` (N, *event) unseen, without a trace of what was there."""
         hide = hide & (self.state != State.ABSENT)
+
+        def blank(array: FloatArray | None) -> FloatArray | None:
+            return None if array is None else np.where(hide, np.nan, array)
+
+        state = np.where(hide, np.int8(State.UNSEEN), self.state)
         return Modality(
-            np.where(hide, np.nan, self.value),
-            np.where(hide, np.int8(State.UNSEEN), self.state),
-            *(None if array is None else np.where(hide, np.nan, array) for array in (self.sigma, self.coord)),
-            None if self.exposure is None else np.where(hide, np.nan, self.exposure),
-            self.extent,
+            blank(self.value), state, blank(self.sigma), blank(self.coord), blank(self.exposure), self.extent
         )
 
 
@@ -239,7 +241,9 @@ class Observations:
             self.ids[rows],
             self.index[rows],
             self.total,
-            *(None if array is None else array[rows] for array in (self.group, self.domain, self.pair)),
+            None if self.group is None else self.group[rows],
+            None if self.domain is None else self.domain[rows],
+            None if self.pair is None else self.pair[rows],
         )
 
     def select(self, *names: str) -> "Observations":

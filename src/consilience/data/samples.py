@@ -78,7 +78,7 @@ class Samples:
         for column, array, unit, ucd in self._summaries():
             table[column] = array * units.Unit(unit) if unit else array
             if ucd:
-                table[column].info.meta = {"ucd": ucd}
+                table.columns[column].info.meta = {"ucd": ucd}  # type: ignore[attr-defined]
         return table
 
     def to_arrow(self) -> "pyarrow.Table":

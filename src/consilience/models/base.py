@@ -103,7 +103,7 @@ class Conditional(Protocol):
 class HasDensity(Protocol):
     """A conditional with densities."""
 
-    def log_prob(self, values: Observations, targets: tuple[str, ...], noise: Noise, method: str = "default") -> Density:
+    def log_prob(self, values: Observations, targets: tuple[str, ...], noise: Noise) -> Density:
         """Joint log density of the seen target cells of ``values``, shape (B,), model units."""
         ...
 

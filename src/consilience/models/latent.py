@@ -63,7 +63,7 @@ class LatentConditional:
         return found
 
     @torch.no_grad()
-    def log_prob(self, values: Observations, targets: tuple[str, ...], noise: Noise, method: str = "default") -> Density:
+    def log_prob(self, values: Observations, targets: tuple[str, ...], noise: Noise) -> Density:
         """Joint density of the seen target cells by averaging over latent draws, with its standard error."""
         z = self.posterior.draw(noise.normal("density", SCORED, self.posterior.mean.shape[1:]))
         total = torch.zeros(z.shape[:2], dtype=z.dtype, device=z.device)

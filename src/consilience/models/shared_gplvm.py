@@ -76,20 +76,21 @@ class _Module(AbstractModel):
         self.size = config.latent_dim + sum(config.private.values())
         generator = torch.Generator().manual_seed(seed)
         self.blocks = {"shared": ModalitySpec(name="shared", shape=(config.latent_dim,))}
-        self.columns: dict[str, Tensor] = {}
+        columns: dict[str, Tensor] = {}
         decoders, likelihoods = {}, {}
         offset = config.latent_dim
         for spec in schema.modalities:
             own = config.private.get(spec.name, 0)
             if own:
                 self.blocks[f"private_{spec.name}"] = ModalitySpec(name=f"private_{spec.name}", shape=(own,))
-            self.columns[spec.name] = torch.tensor([*range(config.latent_dim), *range(offset, offset + own)])
+            columns[spec.name] = torch.tensor([*range(config.latent_dim), *range(offset, offset + own)])
             offset += own
             likelihood = build_likelihood(config.likelihoods.get(spec.name), spec)
-            dim = len(self.columns[spec.name])
+            dim = len(columns[spec.name])
             inducing = torch.randn(config.inducing, dim, generator=generator)
             decoders[spec.name] = SparseGP(build_kernel(config.kernel, dim), inducing, spec.size * likelihood.functions)
             likelihoods[spec.name] = likelihood
+        self.columns: Mapping[str, Tensor] = columns
         self.decoders, self.likelihoods = nn.ModuleDict(decoders), nn.ModuleDict(likelihoods)
         cells = sum(decoder.constant.numel() for decoder in decoders.values())
         empty = torch.zeros(cells, self.size)
@@ -153,7 +154,7 @@ class _Module(AbstractModel):
             limited = bool((part.state > State.MEASURED).any())
             if limited and not self._likelihood(name).takes_limits:
                 kind = type(self._likelihood(name)).__name__
-                raise DataError(f"Expected no limits in '{name}' under the {kind} likelihood; got some. Use 'gaussian'.")
+                raise DataError(f"Expected no limits in '{name}' under the {kind} likelihood; got some. Use gaussian.")
         fit_start(self, target, shared=self.config.latent_dim)
 
     def refresh(self) -> None:

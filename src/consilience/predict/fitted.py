@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from consilience.data.schema import Schema, nearest
 from consilience.errors import CapabilityError, MemoryLimitError, RequestError
 from consilience.models.base import AbstractFamily, AbstractModel, Conditional, HasDensity, HasLatent
 from consilience.predict.storage import read_model, write_model
-from consilience.predict.tiles import TILE, Tile, conform, tiles
+from consilience.predict.tiles import Tile, conform, tiles
 from consilience.train.config import TrainConfig
 from consilience.typing import FloatArray, PathOrStr
 

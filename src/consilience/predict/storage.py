@@ -92,7 +92,7 @@ def read_model(path: PathOrStr, device: str = "cpu") -> SavedModel:
             f"Expected format_version <= {FORMAT_VERSION} in {path}; got {version}. Upgrade consilience to read it."
         )
     if contents[SUMS] != expected:
-        raise ModelFileError(f"Expected files that match {SUMS}; got altered or truncated ones in {path}. Copy it anew.")
+        raise ModelFileError(f"Expected files that match {SUMS}; got altered ones in {path}. Copy it anew.")
     try:
         record = json.loads(contents[RECORD])
         tensors = load_tensors(contents[WEIGHTS])

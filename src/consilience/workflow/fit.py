@@ -17,7 +17,8 @@ from consilience.errors import CapabilityError, RequestError
 from consilience.models.base import AbstractFamily, AbstractModel
 from consilience.predict.fitted import Fitted
 from consilience.train.config import TrainConfig
-from consilience.train.loop import History, train
+from consilience.train.loop import History
+from consilience.train.loop import train as run_training
 from consilience.typing import PathOrStr
 
 __all__ = ["fit", "measure_coverage"]
@@ -28,7 +29,7 @@ DRAWS = 200
 
 def fit(
     family: AbstractFamily,
-    train_rows: Observations,
+    train: Observations,
     config: TrainConfig | None = None,
     *,
     real: Observations | None = None,
@@ -43,7 +44,7 @@ def fit(
 
     Arguments:
         family: What to fit, for instance ``SharedGPLVM(latent_dim=10)``.
-        train_rows: The table.
+        train: The table.
         config: How to train.
         real: Rows of the real domain (families with domain adaptation only).
         pairs: Simulated-real pairs (families with domain adaptation only).
@@ -65,14 +66,14 @@ def fit(
     config = config or TrainConfig()
     if real is not None or pairs is not None:
         raise CapabilityError(
-            f"Expected a family with domain adaptation for real= or pairs=; got {type(family).__name__}. Leave them out."
+            f"Expected a family with domain adaptation for real= or pairs=; got {type(family).__name__}."
         )
     if members < 1:
         raise RequestError(f"Expected members >= 1; got {members}.")
     if resume is not None:
         config = config.model_copy(update={"checkpoint": str(resume)})
     begun = time.time()
-    kept, held = _hold_out(train_rows, config)
+    kept, held = _hold_out(train, config)
     scaler = Scaler.fit(kept)
     data = scaler.forward(kept)
     held_scaled = None if held is None else scaler.forward(held.detached())
@@ -83,7 +84,7 @@ def fit(
         if config.checkpoint is not None and members > 1:
             mine = mine.model_copy(update={"checkpoint": str(Path(config.checkpoint) / f"member-{member}")})
         model = family.build(kept.schema, len(kept), mine.seed)
-        histories.append(train(model, data, held_scaled, family, mine, resume=resume is not None))
+        histories.append(run_training(model, data, held_scaled, family, mine, resume=resume is not None))
         models.append(model.eval())
     provenance = _provenance(family, kept, held, config, time.time() - begun)
     fitted = Fitted(tuple(models), family, scaler, config, provenance, None, histories[0])
