@@ -260,7 +260,9 @@ def build_likelihood(name: str | None, spec: ModalitySpec) -> AbstractLikelihood
     fits = {"gaussian", "student"} if default == "gaussian" else {default}
     name = name or default
     if name not in fits:
-        raise SchemaError(f"Expected a likelihood among {sorted(fits)} for '{spec.name}' ({spec.kind}); got {name!r}.")
+        raise SchemaError(
+            f"Expected a likelihood among {sorted(fits)} for the {spec.kind} '{spec.name}'; got {name!r}."
+        )
     if name == "categorical":
         return Categorical(spec.size, spec.classes)
     makers = {"gaussian": Gaussian, "student": StudentT, "poisson": Poisson, "bernoulli": Bernoulli}
