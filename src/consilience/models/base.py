@@ -25,6 +25,7 @@ __all__ = [
     "LatentPosterior",
     "PerObject",
     "Term",
+    "slot",
 ]
 
 
@@ -188,3 +189,14 @@ class AbstractFamily(Frozen, ABC):
     @abstractmethod
     def build(self, schema: Schema, total: int, seed: int) -> AbstractModel:
         """A new model for this schema and number of training objects."""
+
+
+def slot(name: str) -> str:
+    """A key for a modality in an ``nn.ModuleDict``, which refuses dots and its own attributes, such as "type".
+
+    Example:
+        >>> slot("labels"), slot("sdss.flux"), slot("type")
+        ('labels', 'sdss%2Eflux', 'type%')
+    """
+    key = name.replace("%", "%25").replace(".", "%2E")
+    return f"{key}%" if key in dir(nn.ModuleDict()) else key

@@ -31,7 +31,7 @@ from consilience.data.masking import HideModalities, Policy
 from consilience.data.observations import Observations, State
 from consilience.data.schema import ModalitySpec, Schema
 from consilience.errors import DataError
-from consilience.models.base import AbstractFamily, AbstractModel, Global, Group, PerObject, Term
+from consilience.models.base import AbstractFamily, AbstractModel, Global, Group, PerObject, Term, slot
 from consilience.models.latent import LatentConditional, flat
 from consilience.models.starts import fit_start
 
@@ -88,8 +88,9 @@ class _Module(AbstractModel):
             likelihood = build_likelihood(config.likelihoods.get(spec.name), spec)
             dim = len(columns[spec.name])
             inducing = torch.randn(config.inducing, dim, generator=generator)
-            decoders[spec.name] = SparseGP(build_kernel(config.kernel, dim), inducing, spec.size * likelihood.functions)
-            likelihoods[spec.name] = likelihood
+            key, outputs = slot(spec.name), spec.size * likelihood.functions
+            decoders[key] = SparseGP(build_kernel(config.kernel, dim), inducing, outputs)
+            likelihoods[key] = likelihood
         self.columns: Mapping[str, Tensor] = columns
         self.decoders, self.likelihoods = nn.ModuleDict(decoders), nn.ModuleDict(likelihoods)
         cells = sum(decoder.constant.numel() for decoder in decoders.values())
@@ -125,7 +126,7 @@ class _Module(AbstractModel):
             divergence = posterior.divergence()
             for block, columns in self._block_columns().items():
                 found[f"kl/{block}"] = PerObject(divergence[:, columns].sum(-1), everyone)
-        inducing = torch.stack([self._decoder(name).divergence().sum() for name in self.decoders]).sum()
+        inducing = torch.stack([self._decoder(name).divergence().sum() for name in self.schema.names]).sum()
         found["kl/inducing"] = Global(inducing / self.total)
         return found
 
@@ -158,7 +159,7 @@ class _Module(AbstractModel):
         fit_start(self, target, shared=self.config.latent_dim)
 
     def refresh(self) -> None:
-        for name in self.decoders:
+        for name in self.schema.names:
             self._decoder(name).refresh()
 
     def condition(self, context: Observations) -> LatentConditional:
@@ -198,7 +199,7 @@ class _Module(AbstractModel):
     def relevance(self) -> Tensor:
         """How strongly the decoders vary along each latent dimension, shape (Q,), the largest being 1."""
         total = torch.zeros(self.size)
-        for name in self.decoders:
+        for name in self.schema.names:
             gp = self._decoder(name)
             total[self.columns[name]] += gp.kernel.relevance().detach().cpu() ** 2 * gp.constant.numel()
         return (total / total.max()).sqrt()
@@ -242,7 +243,7 @@ class _Module(AbstractModel):
         return found
 
     def _decoder(self, name: str) -> SparseGP:
-        return self.decoders[name]  # type: ignore[return-value]
+        return self.decoders[slot(name)]  # type: ignore[return-value]
 
     def _likelihood(self, name: str) -> AbstractLikelihood:
-        return self.likelihoods[name]  # type: ignore[return-value]
+        return self.likelihoods[slot(name)]  # type: ignore[return-value]

@@ -13,6 +13,7 @@ from consilience.blocks.laplace import View
 from consilience.blocks.likelihoods import Gaussian, StudentT
 from consilience.blocks.posteriors import AmortisedPosterior, LocalPosterior, from_precision
 from consilience.data.observations import Observations
+from consilience.models.base import slot
 
 __all__ = ["fit_start"]
 
@@ -103,7 +104,7 @@ def _start_locals(locals_: LocalPosterior, factors: FactorPosterior, pseudo: tup
 def _cells(model: _Startable) -> dict[str, slice]:
     found, offset = {}, 0
     for name in model.columns:
-        gp = model.decoders[name]
+        gp = model.decoders[slot(name)]
         assert isinstance(gp, SparseGP)
         found[name] = slice(offset, offset + gp.constant.numel())
         offset += gp.constant.numel()

@@ -118,7 +118,7 @@ class _StageLoop:
         self.optimiser = torch.optim.Adam(
             [{"params": list(g.parameters.values()), "factor": g.factor} for g in groups], lr=config.learning_rate
         )
-        self.wrapped, self.wrapped_optimiser = fabric.setup(model, self.optimiser)
+        _, self.wrapped_optimiser = fabric.setup(model, self.optimiser)
         self.schedule = BatchSchedule(len(table), config.batch_size, _number(config.seed, stage.name))
         self.weights = {**config.weights, **stage.weights}
 
@@ -152,7 +152,8 @@ class _StageLoop:
         weights = _Weights(step, self.weights)
         scale = len(self.table) / len(target)
         self.model.closed_form_step(context, target, scale, weights, self.config.closed_form_rate * rate)
-        terms = self.wrapped(context, target)
+        with self.fabric.autocast():  # the batch has the model's precision: Fabric's own cast cannot read it
+            terms = self.model(context, target)
         total, values = objective(terms, weights_at(step, terms, self.weights))
         self.optimiser.zero_grad()
         self.fabric.backward(total)

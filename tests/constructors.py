@@ -1,0 +1,94 @@
+"""Every family in small: a name, a configuration and a table. A new family is one line here.
+
+The contract tests of ``tests/contracts`` run on each entry.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+
+import consilience as cs
+from consilience.data.observations import Observations, State
+from consilience.data.schema import Grid, ModalitySpec, Schema
+
+ROWS = 48
+
+
+def plain(rows=ROWS, seed=0):
+    """A spectrum with gaps and error bars, and two labels of which some are absent."""
+    rng = np.random.default_rng(seed)
+    z = rng.normal(size=(rows, 2))
+    weights = np.random.default_rng(100).normal(size=(2, 10))
+    clean = np.tanh(z @ weights) + 0.3 * z @ weights
+    sigma = rng.uniform(0.05, 0.3, size=(rows, 8))
+    spectrum = 5 + 2 * clean[:, :8] + sigma * rng.normal(size=sigma.shape)
+    spectrum[rng.random(spectrum.shape) < 0.3] = np.nan
+    labels = 10 * clean[:, 8:] + rng.normal(size=(rows, 2))
+    labels[rng.random(labels.shape) < 0.2] = np.nan
+    specs = (
+        ModalitySpec(name="spectrum", grid=Grid(start=1.0, stop=8.0, size=8), scale="asinh"),
+        ModalitySpec(name="labels", cells=({"name": "mass"}, {"name": "age"})),
+    )
+    ids = [f"{seed}-{row}" for row in range(rows)]
+    values = {"spectrum": spectrum, "labels": labels}
+    return Observations.from_arrays(Schema(modalities=specs), values, sigma={"spectrum": sigma}, ids=ids)
+
+
+def mixed(rows=ROWS, seed=0):
+    """Every kind of modality and of state: limits, counts, flags, a class, a positive flux, an image."""
+    rng = np.random.default_rng(seed)
+    z = rng.normal(size=(rows, 2))
+    weights = np.random.default_rng(101).normal(size=(2, 20))
+    f = 0.7 * z @ weights
+    values = {
+        "bands": f[:, :3] + 0.2 * rng.normal(size=(rows, 3)),
+        "flux": np.exp(f[:, 3:6] + 0.1 * rng.normal(size=(rows, 3))),
+        "counts": rng.poisson(np.exp(np.clip(f[:, 6:9], -3, 3))).astype(float),
+        "flags": (f[:, 9:11] + rng.logistic(size=(rows, 2)) > 0).astype(float),
+        "type": np.argmax(f[:, 11:14] + rng.gumbel(size=(rows, 3)), axis=1).astype(float),
+        "image": (f[:, 14:20] + 0.3 * rng.normal(size=(rows, 6))).reshape(rows, 2, 3),
+    }
+    for value in values.values():
+        value[rng.random(value.shape) < 0.2] = np.nan
+    state = np.full((rows, 3), State.MEASURED)
+    state[rng.random(state.shape) < 0.2] = State.BELOW
+    state[rng.random(state.shape) < 0.1] = State.ABOVE
+    specs = (
+        ModalitySpec(name="bands", shape=(3,)),
+        ModalitySpec(name="flux", shape=(3,), kind="positive"),
+        ModalitySpec(name="counts", shape=(3,), kind="count"),
+        ModalitySpec(name="flags", shape=(2,), kind="binary"),
+        ModalitySpec(name="type", kind="category", classes=3),
+        ModalitySpec(name="image", shape=(2, 3), scale="robust"),
+    )
+    ids = [f"{seed}-{row}" for row in range(rows)]
+    sigma = {"bands": np.full((rows, 3), 0.2), "flux": 0.1 * np.where(np.isfinite(values["flux"]), values["flux"], 1)}
+    return Observations.from_arrays(Schema(modalities=specs), values, sigma=sigma, state={"bands": state}, ids=ids)
+
+
+SMALL = {"latent_dim": 2, "inducing": 6, "hidden": 8}
+
+CONSTRUCTORS = {
+    "gplvm-encoder": (cs.SharedGPLVM(**SMALL), plain),
+    "gplvm-gaussian": (cs.SharedGPLVM(**SMALL, posterior="gaussian"), plain),
+    "gplvm-diagonal": (cs.SharedGPLVM(**SMALL, posterior="diagonal"), plain),
+    "gplvm-map": (cs.SharedGPLVM(**SMALL, posterior="map"), plain),
+    "gplvm-point": (cs.SharedGPLVM(**SMALL, posterior="point"), plain),
+    "gplvm-linear": (cs.SharedGPLVM(**SMALL, kernel="linear"), plain),
+    "gplvm-amortised": (cs.SharedGPLVM(**SMALL, inference_steps=0), plain),
+    "gplvm-student": (cs.SharedGPLVM(**SMALL, kernel="matern52", likelihoods={"spectrum": "student"}), plain),
+    "gplvm-private": (cs.SharedGPLVM(**SMALL, private={"spectrum": 2, "labels": 1}), plain),
+    "gplvm-private-gaussian": (cs.SharedGPLVM(**SMALL, private={"spectrum": 1}, posterior="gaussian"), plain),
+    "gplvm-mixed": (cs.SharedGPLVM(**SMALL), mixed),
+    "gplvm-mixed-diagonal": (cs.SharedGPLVM(**SMALL, private={"image": 1}, posterior="diagonal"), mixed),
+}
+
+
+@lru_cache(maxsize=64)
+def fitted(name, *, steps=30, precision="32-true", members=1, seed=0):
+    """The family of an entry after a few steps on its table, kept for the session: do not change it."""
+    family, factory = CONSTRUCTORS[name]
+    config = cs.TrainConfig(
+        max_steps=steps, batch_size=16, evaluate_every=10, validation=0, precision=precision, seed=seed
+    )
+    return cs.fit(family, factory(), config, members=members)

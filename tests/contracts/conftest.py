@@ -1,0 +1,40 @@
+"""Every contract runs on every entry of ``tests/constructors.py``."""
+
+import pytest
+import torch
+
+from constructors import CONSTRUCTORS, fitted
+
+
+@pytest.fixture(params=CONSTRUCTORS)
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def fit(name):
+    return fitted(name)
+
+
+@pytest.fixture
+def table(name):
+    """The training rows of the entry."""
+    return CONSTRUCTORS[name][1]()
+
+
+@pytest.fixture
+def fresh(name):
+    """Rows that were not trained on: more than one tile, the last one incomplete."""
+    return CONSTRUCTORS[name][1](90, seed=1)
+
+
+@pytest.fixture
+def terms():
+    """The terms of a model for scaled rows, with the same noise in every call."""
+
+    def terms(model, batch, seed=0):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return model.terms(batch, batch)
+
+    return terms
