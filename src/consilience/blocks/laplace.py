@@ -26,6 +26,8 @@ from consilience.data.observations import Modality
 
 __all__ = ["View", "gauss_newton"]
 
+SLACK = 1e-3  # nats that a step may lose: without it rounding decides about the last steps, and so does the batch
+
 
 @dataclass(frozen=True, slots=True)
 class View:
@@ -59,7 +61,7 @@ def gauss_newton(start: Tensor, views: Sequence[View], *, steps: int, prior: flo
     Arguments:
         start: Where to begin, shape (B, Q).
         views: The modalities.
-        steps: Number of proposals per row; one that lowers F is refused and damped more.
+        steps: Number of proposals per row; one that lowers F by more than 0.001 is refused and damped more.
         prior: Prior precision π.
     """
     here = _evaluate(start, views, prior)

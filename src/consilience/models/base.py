@@ -149,6 +149,9 @@ class AbstractModel(nn.Module, ABC):
     def start(self, target: Observations) -> None:  # noqa: B027 - most families need no data to start
         """Initialise from the scaled training table, once, before the first step."""
 
+    def settle(self, rows: Observations) -> None:  # noqa: B027
+        """Measure, once after training, what inference on new objects must know of the misfit on scaled rows."""
+
     def refresh(self) -> None:  # noqa: B027
         """Recompute what is derived from the state, after it was loaded."""
 

@@ -15,6 +15,7 @@ References:
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
@@ -25,8 +26,9 @@ from consilience.blocks.factors import FactorPosterior
 from consilience.blocks.gp import SparseGP
 from consilience.blocks.kernels import build_kernel
 from consilience.blocks.laplace import View, gauss_newton
-from consilience.blocks.likelihoods import AbstractLikelihood, build_likelihood
+from consilience.blocks.likelihoods import AbstractLikelihood, Gaussian, StudentT, build_likelihood
 from consilience.blocks.posteriors import AmortisedPosterior, GaussianLatent, LocalPosterior, from_precision
+from consilience.blocks.residuals import correlated_cells
 from consilience.data.masking import HideModalities, Policy
 from consilience.data.observations import Observations, State
 from consilience.data.schema import ModalitySpec, Schema
@@ -36,6 +38,8 @@ from consilience.models.latent import LatentConditional, flat
 from consilience.models.starts import fit_start
 
 __all__ = ["SharedGPLVM"]
+
+SETTLED = 500  # rows on which the misfit is measured
 
 
 class SharedGPLVM(AbstractFamily):
@@ -68,6 +72,7 @@ class SharedGPLVM(AbstractFamily):
 
 
 class _Module(AbstractModel):
+    shared_misfit: Tensor  # c of blocks/residuals.py for each modality with a grid, else 1, shape (modalities,)
     capabilities: ClassVar[frozenset[str]] = frozenset({"density", "latent", "generate", "limits"})
 
     def __init__(self, config: SharedGPLVM, schema: Schema, total: int, seed: int) -> None:
@@ -99,6 +104,7 @@ class _Module(AbstractModel):
         factors = FactorPosterior(empty, torch.zeros(cells), torch.ones(cells), trainable=amortised)
         self.encoder = AmortisedPosterior(factors, config.hidden) if amortised else None
         self.factors = None if amortised else factors
+        self.register_buffer("shared_misfit", torch.ones(len(schema.names)))
         self.locals: LocalPosterior | None = None
         if not amortised:
             form = {"gaussian": "full", "diagonal": "diagonal", "map": "point", "point": "point"}[config.posterior]
@@ -158,6 +164,21 @@ class _Module(AbstractModel):
                 raise DataError(f"Expected no limits in '{name}' under the {kind} likelihood; got some. Use gaussian.")
         fit_start(self, target, shared=self.config.latent_dim)
 
+    @torch.no_grad()
+    def settle(self, rows: Observations) -> None:
+        """Measure how many neighbouring cells of a grid share their misfit: inference must not count them all."""
+        some = rows[slice(None, None, max(1, len(rows) // SETTLED))]
+        z = self.condition(some).posterior.mean
+        for number, (name, view) in enumerate(self.views(some).items()):
+            likelihood = view.likelihood
+            if self.schema[name].grid is None or not isinstance(likelihood, Gaussian | StudentT):
+                continue
+            mean, _ = view.gp.moments(view.gp.features(z[:, view.columns]))
+            learned = likelihood.learned()
+            known = likelihood.total(view.part) - learned
+            cells = correlated_cells(view.part.value - mean, view.part.measured, learned, known)
+            self.shared_misfit[number] = cells
+
     def refresh(self) -> None:
         for name in self.schema.names:
             self._decoder(name).refresh()
@@ -173,7 +194,7 @@ class _Module(AbstractModel):
             return start
         point = self.config.posterior in ("point", "map")
         prior = 1e-4 if self.config.posterior == "point" else 1.0  # maximum likelihood, kept solvable
-        views = list(self.views(context).values())
+        views = [self._cautious(number, view) for number, view in enumerate(self.views(context).values())]
         mean, curvature = gauss_newton(start.mean, views, steps=self.config.inference_steps, prior=prior)
         if not point:
             return from_precision(mean, curvature)
@@ -181,6 +202,15 @@ class _Module(AbstractModel):
         nothing = ~torch.stack([view.part.seen.any(-1) for view in views]).any(0)
         identity = torch.eye(self.size, dtype=mean.dtype, device=mean.device)
         return GaussianLatent(mean, nothing[:, None, None] * identity)
+
+    def _cautious(self, number: int, view: View) -> View:
+        """The view with the learned variance raised to c σ_d², as far as neighbouring cells share their misfit."""
+        excess = float(self.shared_misfit[number]) - 1
+        if excess == 0 or not isinstance(view.likelihood, Gaussian | StudentT):
+            return view
+        extra = excess * view.likelihood.learned()
+        known = torch.zeros_like(view.part.value) if view.part.sigma is None else view.part.sigma.square()
+        return replace(view, part=replace(view.part, sigma=(known + extra).sqrt()))
 
     def groups(self) -> tuple[Group, ...]:
         named = dict(self.named_parameters())

@@ -90,6 +90,7 @@ def train(
         for number in range(first, len(stages)):
             loop = _StageLoop(fabric, model, table, valid, _policy(family, config), config, stages[number], number)
             loop.run(run, saved if saved is not None and number == first else None, directory, key)
+        model.settle(table if valid is None else valid)
     if directory is not None:
         write_atomic(directory / "history.csv", _csv(run.history))
     return run.history
