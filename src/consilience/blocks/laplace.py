@@ -70,7 +70,7 @@ def gauss_newton(start: Tensor, views: Sequence[View], *, steps: int, prior: flo
     for _ in range(steps):
         step = torch.linalg.solve(here.curvature + damping[:, None, None] * identity, here.gradient[..., None])[..., 0]
         there = _evaluate(here.z + step, views, prior)
-        better = torch.isfinite(there.objective) & (there.objective >= here.objective)
+        better = torch.isfinite(there.objective) & (there.objective >= here.objective - SLACK)
         damping = torch.where(better, 0.2 * damping, (10 * damping).clamp(1e-2, 1e8))
         here = _Point(
             *(
