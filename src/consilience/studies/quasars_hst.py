@@ -23,7 +23,7 @@ __all__ = ["Settings", "observations", "run"]
 
 MASS, LUMINOSITY = 0, 6  # columns of the labels
 LEVELS = (0.68, 0.95)
-CONTEXTS = {"with_luminosity": ("log_mbh",), "spectrum_only": ("log_mbh", "log_lbol")}  # name -> what is hidden
+CONTEXTS = {"with_luminosity": (True, False), "spectrum_only": (True, True)}  # name -> hidden of (mass, luminosity)
 
 
 class Settings(Frozen):
@@ -61,20 +61,22 @@ def run(config: StudyConfig, data: Path | None, *, seed: int, quick: bool, out: 
     size = validated(Settings, config.study, where="[study]")
     obs = observations(read_arrays(data, "qso_hst_rm31"), size.rebin)
     left = np.arange(len(obs))[: size.folds]
-    truth = obs.parts["log_mbh"].value[left, 0]
+    truth = obs.parts["labels"].value[left, 0]
     ours = _leave_one_out(config, obs, left, size.draws, seed)
     peers = {
         "luminosity_line": luminosity_line(obs, left),
         "ridge_with_luminosity": ridge(obs, left, luminosity=True),
         "ridge_spectrum_only": ridge(obs, left, luminosity=False),
     }
+    band = coverage_band(len(left), LEVELS, 0.99, cells=len(CONTEXTS))
     numbers: dict[str, float | int | bool | None] = {
         "objects": len(left),
         "pixels": obs.schema["spectrum"].size,
         "missing_fraction": float(1 - obs.parts["spectrum"].seen.mean()),
+        **{f"band{100 * level:.0f}_low": low for level, low in zip(LEVELS, band[0], strict=True)},
+        **{f"band{100 * level:.0f}_high": high for level, high in zip(LEVELS, band[1], strict=True)},
     }
     rows: list[list[Any]] = []
-    band = coverage_band(len(left), LEVELS, 0.99, cells=len(CONTEXTS))
     for name, found in ours.items():
         error = found.mean - truth
         numbers |= _errors(error, f"log_mbh_{name}")
@@ -85,11 +87,8 @@ def run(config: StudyConfig, data: Path | None, *, seed: int, quick: bool, out: 
         held = all(low - 1e-12 <= c <= high + 1e-12 for low, c, high in zip(band[0], inside, band[1], strict=True))
         numbers[f"inside_band_{name}"] = held
         rows.append([f"SharedGPLVM, {name.replace('_', ' ')}", *_row(numbers, name), *inside.tolist()])
-    for level in LEVELS:
-        key = f"coverage{100 * level:.0f}_log_mbh"
+    for key in ("coverage68_log_mbh", "coverage95_log_mbh"):
         numbers[key] = numbers[f"{key}_with_luminosity"]
-        numbers[f"band{100 * level:.0f}_low"] = band[0][LEVELS.index(level)]
-        numbers[f"band{100 * level:.0f}_high"] = band[1][LEVELS.index(level)]
     differences: list[list[Any]] = []
     for name, peer in peers.items():
         numbers |= _errors(peer.mean - truth, f"log_mbh_{name}")
@@ -97,8 +96,6 @@ def run(config: StudyConfig, data: Path | None, *, seed: int, quick: bool, out: 
         inside = central(peer.cdf(truth), np.array(LEVELS)).mean(axis=1)
         rows.append([name.replace("_", " "), *_row(numbers, name), *inside.tolist()])
         for context, found in ours.items():
-            if context == "spectrum_only" and name != "ridge_spectrum_only":
-                continue
             mean, low, high = _bootstrap(peer.log_density(truth) - found.log_density)
             key = f"nlpd_difference_{context}_minus_{name}"
             numbers |= {key: mean, f"{key}_low95": low, f"{key}_high95": high}
@@ -121,7 +118,7 @@ def run(config: StudyConfig, data: Path | None, *, seed: int, quick: bool, out: 
 
 
 def observations(arrays: dict[str, Any], rebin: int) -> Observations:
-    r"""The table: ``spectrum`` (rebinned, in units of the continuum at 2500 Å), ``log_mbh`` and ``log_lbol``.
+    r"""The table: ``spectrum`` (rebinned, in units of the continuum at 2500 Å), ``labels`` (log M_BH and log L_bol).
 
     Neighbouring pixels are averaged with inverse-variance weights,
     :math:`f = \sum w_i f_i / \sum w_i`, :math:`s^{-2} = \sum w_i`; pixels left over at the red end are dropped.
@@ -136,20 +133,18 @@ def observations(arrays: dict[str, Any], rebin: int) -> Observations:
     sigma = np.where(total > 0, some**-0.5, np.nan)
     centres = arrays["wavelength"][keep].reshape(count, rebin).mean(-1)
     grid = Grid(start=float(centres[0]), stop=float(centres[-1]), size=count, unit="Angstrom")
-    labels = {"log_mbh": (MASS, "dex(Msun)", "phys.mass"), "log_lbol": (LUMINOSITY, "dex(erg/s)", "phys.luminosity")}
-    schema = Schema(
-        modalities=(
-            ModalitySpec(name="spectrum", grid=grid, ucd="phot.flux.density;em.wl"),
-            *(
-                ModalitySpec(name=name, cells=(Cell(name=name, unit=unit, ucd=ucd),))
-                for name, (_, unit, ucd) in labels.items()
-            ),
-        )
+    labels = (
+        Cell(name="log_mbh", unit="dex(Msun)", ucd="phys.mass"),
+        Cell(name="log_lbol", unit="dex(erg/s)", ucd="phys.luminosity"),
     )
-    values = {name: arrays["labels"][:, [column]] for name, (column, _, _) in labels.items()}
-    errors = {name: arrays["label_ivar"][:, [column]] ** -0.5 for name, (column, _, _) in labels.items()}
+    spectrum = ModalitySpec(name="spectrum", grid=grid, ucd="phot.flux.density;em.wl")
+    schema = Schema(modalities=(spectrum, ModalitySpec(name="labels", cells=labels, axis="label")))
+    columns = [MASS, LUMINOSITY]
     return Observations.from_arrays(
-        schema, {"spectrum": value, **values}, sigma={"spectrum": sigma, **errors}, ids=arrays["object_names"]
+        schema,
+        {"spectrum": value, "labels": arrays["labels"][:, columns]},
+        sigma={"spectrum": sigma, "labels": arrays["label_ivar"][:, columns] ** -0.5},
+        ids=arrays["object_names"],
     )
 
 
@@ -164,11 +159,11 @@ def _leave_one_out(
             fitted = fit(config.config.family, obs[kept].renumbered(), train)
             one = obs[int(row)]
             for name, hidden in CONTEXTS.items():
-                given = one.hide(*hidden)
-                samples = fitted.sample(given, ["log_mbh"], n=draws, seed=seed, observed=True, at=one)
-                values = samples.values["log_mbh"].reshape(draws, 1)
-                density = fitted.cell_log_prob(one, ["log_mbh"], given=given)["log_mbh"].item()
-                u = pit(values, one.parts["log_mbh"].value[0], np.random.default_rng([seed, position]))
+                given = one.hide_cells({"labels": np.array([hidden])})
+                samples = fitted.sample(given, ["labels"], n=draws, seed=seed, observed=True, at=one)
+                values = samples.values["labels"][:, :, 0]
+                density = fitted.cell_log_prob(one, ["labels"], given=given)["labels"][0, 0]
+                u = pit(values, one.parts["labels"].value[:, 0], np.random.default_rng([seed, position]))
                 found[name][:, position] = values.mean(), values.std(ddof=1), u.item(), density
             bar.advance(position + 1)
     return {name: _Predicted(*numbers) for name, numbers in found.items()}

@@ -42,7 +42,7 @@ def luminosity_line(obs: Observations, left: IntArray) -> StudentDensity:
     :math:`t_{n-2}` about the line with scale :math:`s\sqrt{1 + 1/n + (x-\bar x)^2/S_{xx}}`. Measurement errors are
     part of the residual variance s², as they are part of what is predicted.
     """
-    x, y = obs.parts["log_lbol"].value[:, 0], obs.parts["log_mbh"].value[:, 0]
+    x, y = obs.parts["labels"].value[:, 1], obs.parts["labels"].value[:, 0]
     found = []
     for row in left:
         kept = np.arange(len(x)) != row
@@ -67,7 +67,7 @@ def ridge(obs: Observations, left: IntArray, *, luminosity: bool) -> StudentDens
         luminosity: Whether log L is one more input, standardised and weighted like all pixels together, since it
             would otherwise be one among hundreds.
     """
-    y = obs.parts["log_mbh"].value[:, 0]
+    y = obs.parts["labels"].value[:, 0]
     found = []
     for row in left:
         kept = np.arange(len(y)) != row
@@ -86,7 +86,7 @@ def _inputs(obs: Observations, kept: np.ndarray, *, luminosity: bool) -> FloatAr
     if not luminosity:
         return pixels
     weight = np.sqrt(np.square(pixels[kept]).sum() / kept.sum())
-    return np.concatenate([pixels, weight * _standardised(obs.parts["log_lbol"].value, kept)], axis=1)
+    return np.concatenate([pixels, weight * _standardised(obs.parts["labels"].value[:, 1:], kept)], axis=1)
 
 
 def _standardised(value: FloatArray, kept: np.ndarray) -> FloatArray:

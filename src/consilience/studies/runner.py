@@ -161,7 +161,7 @@ def write_results(folder: Path, found: Results, meta: Mapping[str, Any]) -> None
     parts += ["\n".join(f"- {note}" for note in found.notes)] if found.notes else []
     texts = {
         "results.json": json.dumps(plain({**found.numbers, "meta": dict(meta)}), indent=1, allow_nan=False) + "\n",
-        "table.md": "\n".join(parts).rstrip() + "\n",
+        "table.md": "\n\n".join(parts) + "\n",
     }
     for name, text in texts.items():
         with atomic_path(folder / name) as path:

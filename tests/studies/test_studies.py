@@ -1,0 +1,210 @@
+"""Studies run at tiny sizes and record what they promise; real data are used where they exist."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from astropy.table import Table
+from typer.testing import CliRunner
+
+from consilience.cli import app
+from consilience.errors import DataError, RequestError, SchemaError
+from consilience.studies import quasars_hst, runner
+from consilience.studies.linear import mean_spectrum, principal_components
+from consilience.studies.quasars_sdss import Settings, _hidden, _normalised
+from consilience.studies.regressions import luminosity_line, ridge
+
+REAL = Path(__file__).parents[2].parent / "shared" / "data"
+
+
+def real(name):
+    if not (REAL / name).is_dir():
+        pytest.skip(f"no {name} here")
+    return REAL / name
+
+
+def ran(tmp_path, *words):
+    """Numbers of a study run on the command line, and what it printed."""
+    found = CliRunner().invoke(app, ["study", *map(str, words), "--quick", "--out", str(tmp_path)])
+    assert found.exit_code == 0, found.output
+    numbers = json.loads((tmp_path / "results.json").read_text())
+    assert {"command", "seed", "versions", "threads", "seconds", "peak_memory_mb"} <= set(numbers["meta"])
+    for key, value in numbers.items():
+        assert key == "meta" or value is None or isinstance(value, float | int)
+    assert (tmp_path / "table.md").read_text().startswith("## ")
+    return numbers, found.stdout
+
+
+def test_quasars(tmp_path):
+    numbers, text = ran(tmp_path, "quasars", "--seed", 3)
+    assert numbers["meta"]["seed"] == 3
+    assert numbers["missing_fraction"] > 0.4
+    own = [numbers[f"nlpd_{cell}_model"] for cell in ("log_lbol", "log_mbh", "log_edd", "slope")]
+    assert np.isfinite(own).all()
+    peers = ("mean", "ridge_on_PCA", "boosted_trees")
+    worst = max(
+        numbers[f"nlpd_{cell}_model"] - min(numbers[f"nlpd_{cell}_{peer}"] for peer in peers)
+        for cell in ("log_lbol", "log_mbh", "log_edd", "slope")
+    )
+    assert numbers["nlpd_minus_best_baseline_max"] == pytest.approx(worst)
+    errors = [abs(numbers[f"coverage68_{cell}_fresh"] - 0.68) for cell in ("log_lbol", "log_mbh", "log_edd", "slope")]
+    assert numbers["coverage68_error_max_fresh"] == pytest.approx(max(errors))
+    assert "simultaneous 99 % band" in text
+    for name in ("report.html", "comparison.png", "coverage.png", "predicted.png", "spectrum.png", "model/model.json"):
+        assert (tmp_path / name).is_file()
+
+
+def test_quasars_gives_the_same_numbers_twice(tmp_path):
+    first, second = (ran(tmp_path / name, "quasars")[0] for name in "ab")
+    for found in (first, second):
+        found.pop("meta")
+        found.pop("fit_seconds")
+    assert first == second
+
+
+def test_quasars_hst(tmp_path):
+    numbers, text = ran(tmp_path, "quasars-hst", "--data", real("qso_hst_rm31"))
+    assert {"rmse_log_mbh_with_luminosity", "rmse_log_mbh_spectrum_only", "coverage68_log_mbh"} <= set(numbers)
+    assert numbers["objects"] == 3
+    assert "luminosity line" in text
+    assert (tmp_path / "predicted.png").is_file()
+
+
+def test_quasars_sdss(tmp_path):
+    numbers, _ = ran(tmp_path, "quasars-sdss", "--data", real("qso_sdss_picca80"))
+    assert 0 < numbers["chi2_per_dof"] < 10
+    assert numbers["test_objects"] > 5
+    assert numbers["nlpd_minus_pca"] == pytest.approx(numbers["nlpd_model"] - numbers["nlpd_pca"])
+    for name in ("noise.png", "spectrum.png"):
+        assert (tmp_path / name).is_file()
+
+
+def hst(rows=12, pixels=16):
+    rng = np.random.default_rng(0)
+    luminosity = rng.normal(45, 1, rows)
+    labels = np.zeros((rows, 7))
+    labels[:, 0], labels[:, 6] = 8 + 0.5 * (luminosity - 45) + 0.2 * rng.normal(size=rows), luminosity
+    ivar = rng.uniform(1, 4, (rows, pixels)) * (rng.random((rows, pixels)) > 0.3)
+    flux = np.where(ivar > 0, rng.normal(1, 0.1, (rows, pixels)), np.nan)
+    return {
+        "wavelength": 1223.0 + 2 * np.arange(pixels), "flux": flux, "ivar": ivar, "labels": labels,
+        "label_ivar": np.full((rows, 7), 25.0), "object_names": np.array([f"o{row}" for row in range(rows)]),
+    }  # fmt: skip
+
+
+def test_rebinning_is_the_inverse_variance_mean():
+    arrays = hst()
+    obs = quasars_hst.observations(arrays, 4)
+    weight, flux = arrays["ivar"][2, 4:8], np.nan_to_num(arrays["flux"][2, 4:8])
+    assert obs.parts["spectrum"].value[2, 1] == pytest.approx((weight * flux).sum() / weight.sum())
+    assert obs.parts["spectrum"].sigma[2, 1] == pytest.approx(weight.sum() ** -0.5)
+    np.testing.assert_allclose(obs.schema["spectrum"].grid.centres()[1], arrays["wavelength"][4:8].mean())
+    assert obs.parts["labels"].sigma[0].tolist() == [0.2, 0.2]
+
+
+def test_a_left_out_object_does_not_enter_its_own_prediction():
+    arrays = hst()
+    left = np.array([4])
+    changed = {**arrays, "labels": arrays["labels"].copy()}
+    changed["labels"][4, 0] += 3
+    ridges = [lambda obs, rows, both=both: ridge(obs, rows, luminosity=both) for both in (True, False)]
+    for predict in (luminosity_line, *ridges):
+        one, two = (predict(quasars_hst.observations(a, 4), left) for a in (arrays, changed))
+        assert one.mean == two.mean
+        assert one.scale == two.scale
+
+
+def test_the_line_has_the_density_of_least_squares():
+    from scipy import stats
+
+    obs = quasars_hst.observations(hst(), 4)
+    x, y = obs.parts["labels"].value[1:, 1], obs.parts["labels"].value[1:, 0]
+    fit = stats.linregress(x, y)
+    found = luminosity_line(obs, np.array([0]))
+    at = obs.parts["labels"].value[0, 1]
+    assert found.mean[0] == pytest.approx(fit.intercept + fit.slope * at)
+    # standard error of the line there, from those of its coefficients about the mean
+    s = fit.stderr * np.sqrt(((x - x.mean()) ** 2).sum())
+    assert found.scale[0] == pytest.approx(np.hypot(s, np.hypot(s / len(x) ** 0.5, fit.stderr * (at - x.mean()))))
+
+
+def spectra(rows=150, pixels=30):
+    from consilience.data.observations import Observations
+    from consilience.data.schema import Grid, ModalitySpec, Schema
+
+    rng = np.random.default_rng(1)
+    grid = Grid(start=1280.0, stop=3000.0, size=pixels, spacing="log", unit="Angstrom")
+    z = rng.normal(size=(rows, 1))
+    clean = 3 * (grid.centres() / 2000) ** -1.55 * (1 + 0.3 * z * np.sin(np.arange(pixels)))
+    value = clean + 0.05 * rng.normal(size=clean.shape)
+    value[rng.random(value.shape) < 0.1] = np.nan
+    schema = Schema(modalities=(ModalitySpec(name="spectrum", grid=grid),))
+    return Observations.from_arrays(schema, {"spectrum": value}, sigma={"spectrum": np.full(value.shape, 0.05)})
+
+
+def test_linear_predictions_of_hidden_pixels_hold():
+    table = spectra()
+    train, test = table[:120], table[120:]
+    size = Settings(start=1280.0, stop=3000.0, pixels=30, train=0.5, gap=0.3, single=0.1)
+    hidden = _hidden(test, size, np.random.default_rng(0))
+    assert hidden.any(axis=1).all()
+    assert not (hidden & ~test.parts["spectrum"].seen).any()
+    given = test.hide_cells({"spectrum": hidden})
+    chi2 = {}
+    for name, predict in (("mean", mean_spectrum), ("components", principal_components)):
+        found = predict(train, given)
+        truth = test.parts["spectrum"].value[hidden]
+        chi2[name] = np.mean((truth - found.mean[hidden]) ** 2 / (found.variance[hidden] + 0.05**2))
+        assert 0.5 < chi2[name] < 1.8
+    narrow, wide = (predict(train, given).variance[hidden].mean() for predict in (principal_components, mean_spectrum))
+    assert narrow < 0.3 * wide
+
+
+def test_hidden_pixels_play_no_part_in_the_norm():
+    table = spectra()
+    hidden = np.zeros(table.parts["spectrum"].value.shape, bool)
+    hidden[:, 10:18] = True
+    spoilt = table.parts["spectrum"].value.copy()
+    spoilt[hidden] *= 100
+    from dataclasses import replace
+
+    other = replace(table, parts={"spectrum": replace(table.parts["spectrum"], value=spoilt)})
+    one, two = (_normalised(obs, hidden).parts["spectrum"] for obs in (table, other))
+    np.testing.assert_array_equal(one.value[~hidden], two.value[~hidden])
+    np.testing.assert_array_equal(one.sigma, two.sigma)
+
+
+def test_wrong_requests(tmp_path):
+    with pytest.raises(RequestError, match="quasars-hst"):
+        runner.run_study("quasars-hsd", tmp_path)
+    with pytest.raises(RequestError, match="--data DIR"):
+        runner.run_study("quasars-sdss", tmp_path)
+    with pytest.raises(DataError, match="qso_sdss_picca80.npz"):
+        runner.run_study("quasars-sdss", tmp_path, data=tmp_path)
+    (tmp_path / "qso_sdss_picca80.npz").write_bytes(b"no archive")
+    with pytest.raises(DataError, match="readable NPZ"):
+        runner.run_study("quasars-sdss", tmp_path, data=tmp_path)
+
+
+def test_a_study_reads_other_settings(tmp_path):
+    settings = tmp_path / "own.toml"
+    settings.write_text('[study]\ntrain = 30\ntrainn = 3\ntest = 20\n[model]\nfamily = "SharedGPLVM"\n')
+    with pytest.raises(SchemaError, match="Did you mean 'train'"):
+        runner.run_study("quasars", tmp_path, settings=settings)
+    settings.write_text('[model]\nfamily = "SharedGPLVM"\n[quick.train]\nmax_steps = 2\n')
+    assert runner.configuration("quasars", settings=settings).config.train.max_steps == 2000
+    assert runner.configuration("quasars", quick=True, settings=settings).config.train.max_steps == 2
+
+
+def test_results_are_flat_finite_json(tmp_path):
+    found = runner.Results({"a": float("nan"), "b": 1.5, "c": True}, {"Title": Table({"x": [1]})}, notes=("Said.",))
+    runner.write_results(tmp_path, found, {"seed": 0})
+    assert json.loads((tmp_path / "results.json").read_text()) == {"a": None, "b": 1.5, "c": True, "meta": {"seed": 0}}
+    assert (tmp_path / "table.md").read_text() == "## Title\n\n| x |\n|---|\n| 1 |\n\n- Said.\n"
+
+
+@pytest.mark.parametrize("name", sorted(runner.STUDIES))
+@pytest.mark.parametrize("quick", [False, True])
+def test_every_study_has_fit_settings(name, quick):
+    assert runner.configuration(name, quick=quick).study
