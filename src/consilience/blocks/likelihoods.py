@@ -124,14 +124,14 @@ class Gaussian(_Noisy):
 
 
 class StudentT(_Noisy):
-    r"""Heavy-tailed cells: :math:`x = f + \sqrt{\sigma_d^2 + s_{nd}^2}\; t_\nu`, with ν > 2 learned per modality."""
+    r"""Heavy-tailed cells: :math:`x = f + \sqrt{\sigma_d^2 + s_{nd}^2}\; t_\nu`, with ν > 2 learned per cell."""
 
     def __init__(self, cells: int) -> None:
         super().__init__(cells)
-        self.log_freedom = nn.Parameter(torch.tensor(math.log(4.0)))
+        self.log_freedom = nn.Parameter(torch.full((cells,), math.log(8.0)))
 
     def freedom(self) -> Tensor:
-        """Degrees of freedom ν > 2."""
+        """Degrees of freedom ν > 2 of each cell, shape (D,)."""
         return 2 + self.log_freedom.exp()
 
     def _log_prob(self, part: Modality, f: Tensor) -> Tensor:
@@ -149,7 +149,7 @@ class StudentT(_Noisy):
     def draw(self, mean: Tensor, variance: Tensor, noise: Noise, name: str) -> Tensor:
         f = mean + variance.sqrt() * noise.normal(f"function/{name}", len(mean), mean.shape[2:])
         u = noise.uniform(f"value/{name}", len(mean), mean.shape[2:])
-        t = scipy.stats.t.ppf(_open(u).double().cpu().numpy(), float(self.freedom()))
+        t = scipy.stats.t.ppf(_open(u).double().cpu().numpy(), self.freedom().detach().double().cpu().numpy())
         return f + self.learned().sqrt() * torch.as_tensor(t).to(f)
 
 
