@@ -6,7 +6,7 @@ import torch
 from consilience.blocks.residuals import correlated_cells
 
 
-def autoregressive(rho, rows=400, cells=300, seed=0):
+def autoregressive(rho, rows=1500, cells=300, seed=0):
     """A stationary AR(1) process of variance 1: Σ_k ρ_k = ρ / (1 - ρ)."""
     rng = np.random.default_rng(seed)
     x = np.empty((rows, cells))
@@ -20,7 +20,7 @@ def autoregressive(rho, rows=400, cells=300, seed=0):
 def test_equals_the_integrated_autocorrelation_of_an_autoregressive_process(rho):
     x = autoregressive(rho)
     found = correlated_cells(x, torch.ones_like(x, dtype=torch.bool), torch.ones(x.shape[1]), torch.zeros_like(x))
-    assert found == pytest.approx((1 + rho) / (1 - rho), rel=0.06, abs=0.05)
+    assert found == pytest.approx((1 + rho) / (1 - rho), rel=0.08, abs=0.05)
 
 
 def test_independent_error_bars_and_gaps_do_not_change_it():
