@@ -68,18 +68,21 @@ class SharedGPLVM(AbstractFamily):
     def build(self, schema: Schema, total: int, seed: int) -> AbstractModel:
         for name in (*self.private, *self.likelihoods):
             schema[name]
-        return _Module(self, schema, total, seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            with torch.random.fork_rng(devices=[]):  # the encoder's layers draw from torch's global generator
+            torch.manual_seed(seed)
+            return _Module(self, schema, total)
 
 
 class _Module(AbstractModel):
     shared_misfit: Tensor  # c of blocks/residuals.py for each modality with a grid, else 1, shape (modalities,)
     capabilities: ClassVar[frozenset[str]] = frozenset({"density", "latent", "generate", "limits"})
 
-    def __init__(self, config: SharedGPLVM, schema: Schema, total: int, seed: int) -> None:
+    def __init__(self, config: SharedGPLVM, schema: Schema, total: int) -> None:
         super().__init__()
         self.config, self.schema, self.total = config, schema, total
         self.size = config.latent_dim + sum(config.private.values())
-        generator = torch.Generator().manual_seed(seed)
         self.blocks = {"shared": ModalitySpec(name="shared", shape=(config.latent_dim,))}
         columns: dict[str, Tensor] = {}
         decoders, likelihoods = {}, {}
@@ -92,7 +95,7 @@ class _Module(AbstractModel):
             offset += own
             likelihood = build_likelihood(config.likelihoods.get(spec.name), spec)
             dim = len(columns[spec.name])
-            inducing = torch.randn(config.inducing, dim, generator=generator)
+            inducing = torch.randn(config.inducing, dim)
             key, outputs = slot(spec.name), spec.size * likelihood.functions
             decoders[key] = SparseGP(build_kernel(config.kernel, dim), inducing, outputs)
             likelihoods[key] = likelihood
