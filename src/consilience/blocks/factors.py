@@ -10,6 +10,8 @@ Given any subset of seen cells the posterior of z is Gaussian with precision
 import torch
 from torch import Tensor, nn
 
+from consilience.blocks.products import product
+
 __all__ = ["FactorPosterior", "fit_factors"]
 
 FLOOR = 1e-4  # smallest noise variance in model units
@@ -94,8 +96,9 @@ def _posterior(loadings: Tensor, weight: Tensor, centred: Tensor) -> tuple[Tenso
     factors = loadings.shape[1]
     outer = (loadings[:, :, None] * loadings[:, None, :]).flatten(1)
     identity = torch.eye(factors, dtype=loadings.dtype, device=loadings.device)
-    precision = identity + (weight @ outer).unflatten(1, (factors, factors))
-    mean = torch.cholesky_solve(((weight * centred) @ loadings)[..., None], torch.linalg.cholesky(precision))[..., 0]
+    precision = identity + product(weight, outer.mT).unflatten(1, (factors, factors))
+    right = product(weight * centred, loadings.mT)
+    mean = torch.cholesky_solve(right[..., None], torch.linalg.cholesky(precision))[..., 0]
     return mean, precision
 
 

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from consilience.blocks.kernels import AbstractKernel
+from consilience.blocks.products import fill_up, product
 
 __all__ = ["Features", "SparseGP", "inverse"]
 
@@ -61,9 +62,12 @@ class SparseGP(nn.Module):
     natural_precision: Tensor  # Λ_d, shape (D, M, M)
     natural_mean: Tensor  # θ_d, shape (D, M)
     mean: Tensor  # m_d, shape (D, M)
-    covariance: Tensor  # S_d as a packed triangle, off-diagonal doubled, shape (D, M (M + 1) / 2)
+    covariance: Tensor  # S_d as a packed triangle, off-diagonal doubled, shape (D, ≥ M (M + 1) / 2)
     log_determinant: Tensor  # log |Λ_d|, shape (D,)
     trace: Tensor  # tr S_d, shape (D,)
+    rows: Tensor
+    columns: Tensor
+    times: Tensor
 
     def __init__(self, kernel: AbstractKernel, inducing: Tensor, outputs: int) -> None:
         super().__init__()
@@ -72,11 +76,14 @@ class SparseGP(nn.Module):
         self.constant = nn.Parameter(torch.zeros(outputs))
         size = len(inducing)
         rows, columns = torch.tril_indices(size, size)
-        self.register_buffer("rows", rows, persistent=False)
-        self.register_buffer("columns", columns, persistent=False)
+        self.cells = len(rows)
+        # the triangle is filled up with cells of weight zero, see products.py
+        self.register_buffer("rows", fill_up(rows), persistent=False)
+        self.register_buffer("columns", fill_up(columns), persistent=False)
+        self.register_buffer("times", fill_up(torch.where(rows == columns, 1.0, 2.0)), persistent=False)
         self.register_buffer("natural_precision", torch.eye(size).repeat(outputs, 1, 1))
         self.register_buffer("natural_mean", torch.zeros(outputs, size))
-        for name, shape in (("mean", (outputs, size)), ("covariance", (outputs, len(rows)))):
+        for name, shape in (("mean", (outputs, size)), ("covariance", (outputs, len(self.rows)))):
             self.register_buffer(name, torch.zeros(shape), persistent=False)
         for name in ("log_determinant", "trace"):
             self.register_buffer(name, torch.zeros(outputs), persistent=False)
@@ -103,23 +110,25 @@ class SparseGP(nn.Module):
 
     def moments(self, features: Features) -> tuple[Tensor, Tensor]:
         """Mean and variance of f at the features, each (B, D)."""
-        mean = self.constant + features.a @ self.mean.mT
+        mean = self.constant + product(features.a, self.mean)
         if len(self.mean) <= FEW:
-            quadratic = ((features.a @ self._unpacked()) * features.a).sum(-1).mT
+            quadratic = (product(features.a, self._unpacked()) * features.a).sum(-1).mT
         else:  # A'SA as one GEMM over packed triangles, half the work of the full (B, M²) × (M², D)
-            quadratic = self.packed(features.a) @ self.covariance.mT
+            quadratic = product(self.packed(features.a), self.covariance)
         return mean, (features.rest[:, None] + quadratic).clamp_min(1e-10)
 
     def _unpacked(self) -> Tensor:
         """S_d, shape (D, M, M)."""
         outputs, size = self.mean.shape
         full = torch.zeros(outputs, size, size, dtype=self.mean.dtype, device=self.mean.device)
-        full[:, self.rows, self.columns] = 0.5 * self.covariance
-        full[:, self.columns, self.rows] += 0.5 * self.covariance
+        rows, columns = self.rows[: self.cells], self.columns[: self.cells]
+        half = 0.5 * self.covariance[:, : self.cells]
+        full[:, rows, columns] = half
+        full[:, columns, rows] += half
         return full
 
     def packed(self, a: Tensor) -> Tensor:
-        """Lower triangle of A_n A_nᵀ, shape (B, M (M + 1) / 2)."""
+        """Lower triangle of A_n A_nᵀ, filled up, shape (B, ≥ M (M + 1) / 2)."""
         return a[:, self.rows] * a[:, self.columns]
 
     def divergence(self) -> Tensor:
@@ -151,7 +160,6 @@ class SparseGP(nn.Module):
     @torch.no_grad()
     def refresh(self) -> None:
         """Recompute m, S, log|Λ| and tr S from the natural parameters (after a step or a load)."""
-        twice = torch.where(self.rows == self.columns, 1.0, 2.0).to(self.mean.dtype)
         for chunk in torch.arange(len(self.mean)).split(CHUNK):
             some = slice(int(chunk[0]), int(chunk[-1]) + 1)
             precision = self.natural_precision[some]
@@ -160,7 +168,7 @@ class SparseGP(nn.Module):
                 wide, log_determinant = inverse(precision.double())
                 covariance = wide.to(precision.dtype)
             self.mean[some] = (covariance @ self.natural_mean[some][..., None])[..., 0]
-            self.covariance[some] = covariance[:, self.rows, self.columns] * twice
+            self.covariance[some] = covariance[:, self.rows, self.columns] * self.times
             self.log_determinant[some] = log_determinant.to(precision.dtype)
             self.trace[some] = covariance.diagonal(dim1=-2, dim2=-1).sum(-1)
 

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from consilience.blocks.products import product
 from consilience.errors import SchemaError
 
 __all__ = ["RBF", "AbstractKernel", "Linear", "Matern", "Periodic", "Product", "Sum", "build_kernel"]
@@ -63,7 +64,7 @@ class _Stationary(AbstractKernel, ABC):
         inverse = torch.exp(-self.log_lengthscale)
         centre = a.mean(0)
         a, b = (a - centre) * inverse, (b - centre) * inverse
-        return (a.square().sum(-1)[:, None] + b.square().sum(-1) - 2 * a @ b.mT).clamp_min(0)
+        return (a.square().sum(-1)[:, None] + b.square().sum(-1) - 2 * product(b, a).mT).clamp_min(0)
 
 
 class RBF(_Stationary):
@@ -132,7 +133,7 @@ class Linear(AbstractKernel):
         self.log_variance = nn.Parameter(torch.full((dim,), math.log(variance)))
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        return (a * self.log_variance.exp()) @ b.mT
+        return product(b, a * self.log_variance.exp()).mT
 
     def diagonal(self, a: Tensor) -> Tensor:
         return (a.square() * self.log_variance.exp()).sum(-1)

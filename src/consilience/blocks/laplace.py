@@ -22,6 +22,7 @@ from torch import Tensor
 
 from consilience.blocks.gp import SparseGP
 from consilience.blocks.likelihoods import AbstractLikelihood
+from consilience.blocks.products import product
 from consilience.data.observations import Modality
 
 __all__ = ["View", "gauss_newton"]
@@ -102,7 +103,7 @@ def _evaluate(z: Tensor, views: Sequence[View], prior: float) -> _Point:
         jacobian, diagonal = view.gp.jacobian(at)  # (B, Q_m, M), (B, Q_m)
         drest = diagonal - 2 * (jacobian @ features.a[..., None])[..., 0]
         slope = (jacobian @ along_a[..., None])[..., 0] + along_rest[:, None] * drest
-        j = jacobian @ view.gp.mean.mT  # (B, Q_m, D)
+        j = product(jacobian, view.gp.mean)  # (B, Q_m, D)
         weight = (-2 * h).clamp_min(0)
         objective = objective + expected.sum(-1)
         gradient[:, view.columns] += slope

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from consilience.blocks.factors import FactorPosterior
+from consilience.blocks.products import product
 
 __all__ = ["AmortisedPosterior", "GaussianLatent", "LocalPosterior", "from_precision"]
 
@@ -120,5 +121,8 @@ class AmortisedPosterior(nn.Module):
         factor = torch.linalg.solve_triangular(inverse_factor.mT, identity.expand_as(precision), upper=False)
         diagonal = factor.diagonal(dim1=-2, dim2=-1)
         shrinkage = (1 - diagonal.square()).clamp_min(0)
-        shift, stretch = self.network(torch.cat([mean, diagonal.log()], -1)).chunk(2, -1)
+        hidden = torch.cat([mean, diagonal.log()], -1)
+        for layer in self.network:
+            hidden = product(hidden, layer.weight) + layer.bias if isinstance(layer, nn.Linear) else layer(hidden)
+        shift, stretch = hidden.chunk(2, -1)
         return GaussianLatent(mean + shrinkage * shift, torch.exp(shrinkage * stretch)[..., None] * factor)

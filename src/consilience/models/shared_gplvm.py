@@ -68,9 +68,7 @@ class SharedGPLVM(AbstractFamily):
     def build(self, schema: Schema, total: int, seed: int) -> AbstractModel:
         for name in (*self.private, *self.likelihoods):
             schema[name]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            with torch.random.fork_rng(devices=[]):  # the encoder's layers draw from torch's global generator
+        with torch.random.fork_rng(devices=[]):  # the encoder's layers draw from torch's global generator
             torch.manual_seed(seed)
             return _Module(self, schema, total)
 
