@@ -27,8 +27,6 @@ from consilience.data.observations import Modality
 
 __all__ = ["View", "gauss_newton"]
 
-SLACK = 1e-3  # nats that a step may lose: without it rounding decides about the last steps, and so does the batch
-
 
 @dataclass(frozen=True, slots=True)
 class View:
@@ -62,16 +60,18 @@ def gauss_newton(start: Tensor, views: Sequence[View], *, steps: int, prior: flo
     Arguments:
         start: Where to begin, shape (B, Q).
         views: The modalities.
-        steps: Number of proposals per row; one that lowers F by more than 0.001 is refused and damped more.
+        steps: Number of proposals per row; one that lowers F is refused and damped more.
         prior: Prior precision π.
     """
     here = _evaluate(start, views, prior)
     damping = torch.full_like(start[:, 0], 0.1)
+    # 1e-3 nats in float32; without it rounding, and so the batch, decides which of the last steps are taken
+    slack = 3 * torch.finfo(start.dtype).eps ** 0.5
     identity = torch.eye(start.shape[1], dtype=start.dtype, device=start.device)
     for _ in range(steps):
         step = torch.linalg.solve(here.curvature + damping[:, None, None] * identity, here.gradient[..., None])[..., 0]
         there = _evaluate(here.z + step, views, prior)
-        better = torch.isfinite(there.objective) & (there.objective >= here.objective - SLACK)
+        better = torch.isfinite(there.objective) & (there.objective >= here.objective - slack)
         damping = torch.where(better, 0.2 * damping, (10 * damping).clamp(1e-2, 1e8))
         here = _Point(
             *(
