@@ -9,6 +9,8 @@ say, as if :math:`\sigma_d^2` were larger by
     \hat\rho_k = \frac{\sum_{nd} \omega\, r_{nd}\, r_{n,d+k}}{\sum_{nd} \omega\, \sigma_d \sigma_{d+k}}, \qquad
     \omega = \frac{1}{\tau_{nd}\, \tau_{n,d+k}}, \quad \tau = \sigma_d^2 + s_{nd}^2 .
 
+A few strange objects would dominate such sums, so the rows of largest χ² per cell, one in ten, are left out.
+
 Products at a lag contain no error variance, so the measured error bars are left as they are.
 
 References:
@@ -20,6 +22,8 @@ import torch
 from torch import Tensor
 
 __all__ = ["correlated_cells"]
+
+USUAL = 0.9  # share of the rows that count
 
 
 def correlated_cells(residual: Tensor, seen: Tensor, learned: Tensor, known: Tensor) -> float:
@@ -38,6 +42,10 @@ def correlated_cells(residual: Tensor, seen: Tensor, learned: Tensor, known: Ten
         True
     """
     weight = torch.where(seen, 1 / (learned + known), 0.0).double()
+    count = seen.sum(-1)
+    strangeness = (weight * residual.double().square()).sum(-1) / count.clamp_min(1)
+    usual = strangeness <= torch.quantile(strangeness, USUAL)
+    weight = weight * usual[:, None]
     scaled, scale = weight * residual.double(), weight * learned.sqrt().double()
     total = 1.0
     for lag in range(1, residual.shape[1] // 2):
