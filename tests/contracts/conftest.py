@@ -25,7 +25,7 @@ def table(name):
 @pytest.fixture
 def fresh(name):
     """Rows that were not trained on: more than one tile, the last one incomplete."""
-    return CONSTRUCTORS[name][1](90, seed=1)
+    return CONSTRUCTORS[name][1](80, seed=1)
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ VERBS = {
     "impute": lambda fit, rows: fit.impute(rows, n=2).values,
     "summarise": lambda fit, rows: {
         f"{name}/{key}": value
-        for name, found in fit.summarise(rows, rows.schema.names, n=70).statistics.items()
+        for name, found in fit.summarise(rows, rows.schema.names, n=20).statistics.items()
         for key, value in found.items()
     },
     "latent": lambda fit, rows: {
@@ -43,8 +43,7 @@ VERBS = {
 DRAWN = ("sample", "observed", "impute")  # their first axis is the draws
 
 
-@pytest.mark.parametrize("verb", VERBS)
-@pytest.mark.parametrize("cuts", [1, 3, 17])
+@pytest.mark.parametrize(("verb", "cuts"), [("sample", 1), ("sample", 17), *((verb, 3) for verb in VERBS)])
 def test_bits_do_not_depend_on_order_or_partitioning(fit, fresh, verb, cuts):
     whole = VERBS[verb](fit, fresh)
     for some in pieces(fresh, cuts):
@@ -140,16 +139,16 @@ def test_the_density_of_one_cell_integrates_to_one(fit, fresh):
     for spec in fresh.schema.modalities:
         index = (0,) * len(spec.shape)
         if spec.kind in ("count", "binary", "category"):
-            grid = np.arange({"count": 400, "binary": 2, "category": spec.classes}[spec.kind], dtype=float)
+            grid = np.arange({"count": 150, "binary": 2, "category": spec.classes}[spec.kind], dtype=float)
             found = fit.log_prob(single(fresh, spec.name, index, grid), [spec.name])
             total = np.exp(found.value).sum()
         else:
             cell = fit.summarise(fresh[:1].hide(spec.name), [spec.name], statistics=("q0.1", "q99.9"), n=500)
             low, high = (cell.statistics[spec.name][q][(0, *index)] for q in ("q0.1", "q99.9"))
             if spec.kind == "positive":
-                grid = np.exp(np.linspace(math.log(low) - 6, math.log(high) + 6, 1500))
+                grid = np.exp(np.linspace(math.log(low) - 4, math.log(high) + 4, 500))
             else:
-                grid = np.linspace(low - 12 * (high - low), high + 12 * (high - low), 6000)
+                grid = np.linspace(low - 3 * (high - low), high + 3 * (high - low), 700)
             found = fit.log_prob(single(fresh, spec.name, index, grid), [spec.name])
             total = trapezoid(np.exp(found.value), grid)
         # heavy tails reach beyond the grid, a softmax is averaged over fixed nodes
@@ -170,6 +169,8 @@ def test_densities_say_how_they_were_obtained_and_score_nothing_where_nothing_is
 
 
 def test_seeing_more_is_scored_higher_on_average(fit, fresh):
+    if fit.family.posterior in ("point", "map"):
+        return  # without the latent's uncertainty they are certain of what they do not know
     target = fresh.schema.names[0]
     informed = fit.log_prob(fresh, [target]).value.mean()
     blind = fit.log_prob(fresh, [target], given=fresh.hide(*fresh.schema.names)).value.mean()

@@ -114,7 +114,7 @@ class Fitted:
         values = {name: np.empty((n, len(obs), *self.schema[name].shape)) for name in names}
         for tile, draws in self._draws(obs, names, n, seed, method, at if observed else None, observed=observed):
             for name in names:
-                values[name][:, tile.place] = draws[name]
+                values[name][:, tile.place] = draws[name][:, : tile.rows]
         return Samples(self.schema.select(names), values, obs.ids, self._owners(n))
 
     def summarise(
@@ -139,7 +139,8 @@ class Fitted:
         for tile, draws in self._draws(obs, names, n, seed, "default", at if observed else None, observed=observed):
             for name in names:
                 for key, function in functions.items():
-                    found[name][key][tile.place] = function(draws[name])
+                    # over whole tiles: numpy adds a single column in another order
+                    found[name][key][tile.place] = function(draws[name])[: tile.rows]
         return Predictive(self.schema.select(names), found, obs.ids, n)
 
     def impute(self, obs: Observations, *, n: int = 100, seed: int = 0) -> Samples:
@@ -262,18 +263,18 @@ class Fitted:
                 noise = self._noise(seed, tile.obs, member)
                 drawn = self._condition(model, tile.obs).sample(names, noise, mine, method)
                 for name in names:
-                    pieces[name].append(drawn[name][:, : tile.rows].double().cpu().numpy())
+                    pieces[name].append(drawn[name].double().cpu().numpy())
             found = {}
             for name in names:
-                draws = np.concatenate(pieces[name]).reshape(n, tile.rows, *self.schema[name].shape)
+                draws = np.concatenate(pieces[name]).reshape(n, len(tile.obs), *self.schema[name].shape)
                 found[name] = self.scaler.inverse(name, draws)
                 sigma = errors.parts[name].sigma
                 if observed and sigma is not None:
                     normal = Noise(seed, obs.ids[tile.place], dtype=torch.float64).normal(
                         f"error/{name}", n, self.schema[name].shape
                     )
-                    found[name] += normal.numpy() * np.nan_to_num(sigma[tile.place], nan=0.0)
-                found[name][:, tile.obs.parts[name].state[: tile.rows] == 0] = np.nan
+                    found[name][:, : tile.rows] += normal.numpy() * np.nan_to_num(sigma[tile.place], nan=0.0)
+                found[name][:, tile.obs.parts[name].state == 0] = np.nan
             yield tile, found
 
     def _scored(
