@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from consilience.blocks.residuals import correlated_cells
 
 
