@@ -39,6 +39,7 @@ from consilience.models.starts import fit_start
 
 __all__ = ["SharedGPLVM"]
 
+LEAST = 1e-2  # smallest weight of kl/inducing in a closed-form step, whose optimum without a prior does not exist
 SETTLED = 500  # rows on which the misfit is measured
 
 
@@ -152,7 +153,7 @@ class _Module(AbstractModel):
             gp = self._decoder(name)
             features = gp.features(z[:, self.columns[name]])
             _, g, h = self._likelihood(name).slopes(flat(part), *gp.moments(features))
-            relative = scale * weight / weights.get("kl/inducing", 1.0)
+            relative = scale * weight / max(weights.get("kl/inducing", 1.0), LEAST)
             gp.natural_step(features.a, g, (-2 * h).clamp_min(0), scale=relative, rate=rate)
 
     @torch.no_grad()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from consilience.data.batching import BatchSchedule
 from consilience.data.masking import AbstractPolicy
 from consilience.data.observations import Observations
-from consilience.errors import RequestError
+from consilience.errors import RequestError, TrainingError
 from consilience.models.base import AbstractFamily, AbstractModel
 from consilience.train.checkpoint import (
     Checkpoint,
@@ -65,7 +65,7 @@ def train(
         resume: Continue from ``config.checkpoint`` if there is a checkpoint.
 
     Raises:
-        TrainingError: a term is not finite; names it.
+        TrainingError: a term is not finite, which it names, or a matrix cannot be factored.
         ModelFileError: the checkpoint is damaged or another run's.
     """
     fabric = Fabric(accelerator=config.device, devices=1, precision=config.precision)
@@ -82,15 +82,21 @@ def train(
     run = _Run()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_number(config.seed, "start"))
-        if saved is None:
-            model.start(table)
-        else:
-            _restore(model, run, saved)
-        first = 0 if saved is None else int(saved.meta["stage"])  # type: ignore[call-overload]
-        for number in range(first, len(stages)):
-            loop = _StageLoop(fabric, model, table, valid, _policy(family, config), config, stages[number], number)
-            loop.run(run, saved if saved is not None and number == first else None, directory, key)
-        model.settle(table if valid is None else valid)
+        try:
+            if saved is None:
+                model.start(table)
+            else:
+                _restore(model, run, saved)
+            first = 0 if saved is None else int(saved.meta["stage"])  # type: ignore[call-overload]
+            for number in range(first, len(stages)):
+                loop = _StageLoop(fabric, model, table, valid, _policy(family, config), config, stages[number], number)
+                loop.run(run, saved if saved is not None and number == first else None, directory, key)
+            model.settle(table if valid is None else valid)
+        except torch.linalg.LinAlgError as error:
+            raise TrainingError(
+                f"Expected matrices that can be factored; got: {str(error).splitlines()[0]} "
+                "Look for extreme values or tiny error bars, or lower the learning rate."
+            ) from error
     if directory is not None:
         write_atomic(directory / "history.csv", _csv(run.history))
     return run.history
@@ -139,7 +145,8 @@ class _StageLoop:
                 if step % self.config.evaluate_every == 0 or step == self.stage.steps:
                     stopped = self._evaluate(step, run)
                     bar.advance(step, f"{run.history[-1]['train/total']:.2f} nats")
-                if directory is not None and (step % self.config.checkpoint_every == 0 or step == self.stage.steps):
+                last = stopped or step == self.stage.steps
+                if directory is not None and (step % self.config.checkpoint_every == 0 or last):
                     self._save(directory, key, step, run)
         if run.best_state:
             self.model.load_state_dict(run.best_state)
@@ -172,7 +179,7 @@ class _StageLoop:
         """Record the terms; True when patience is at an end."""
         row = {"stage": float(self.number), "step": float(step)}
         row |= {f"train/{name}": value for name, value in run.averages.items()}
-        if self.valid is not None and "locals" not in {g.name for g in self.groups}:
+        if self.valid is not None and "locals" not in {g.name for g in self.model.groups()}:
             torch.manual_seed(_number(self.config.seed, f"{self.stage.name}/validation"))
             with torch.no_grad():
                 terms = self.model.terms(self.valid, self.valid)
@@ -245,7 +252,8 @@ def _key(family: AbstractFamily, config: TrainConfig, data: Observations) -> str
     parts = [family.model_dump_json(), fixed, data.schema.model_dump_json(), *data.ids.tolist()]
     digest = hashlib.sha256("\x1f".join(parts).encode())
     for part in data.parts.values():
-        digest.update(part.value.tobytes())
+        for array in (part.value, part.state, part.sigma, part.coord, part.exposure, part.extent):
+            digest.update(b"none" if array is None else array.tobytes())
     return digest.hexdigest()
 
 
