@@ -102,9 +102,7 @@ class Fitted:
             MemoryLimitError: the draws would exceed 4 GiB; use :meth:`summarise`.
             RequestError: an unknown target or n < 1.
         """
-        names = self._targets(obs, targets)
-        if n < 1:
-            raise RequestError(f"Expected n >= 1 draws; got {n}.")
+        names = self._targets(obs, targets, n)
         size = 8 * n * len(obs) * sum(self.schema[name].size for name in names)
         if size > LIMIT:
             raise MemoryLimitError(
@@ -131,9 +129,9 @@ class Fitted:
         """Statistics of draws, tile by tile, never holding all draws: "mean", "std", or a percentile such as "q2.5".
 
         Raises:
-            RequestError: an unknown target or statistic.
+            RequestError: an unknown target or statistic, or n < 1.
         """
-        names = self._targets(obs, targets)
+        names = self._targets(obs, targets, n)
         functions = {key: _statistic(key) for key in statistics}
         found = {name: {k: np.empty((len(obs), *self.schema[name].shape)) for k in functions} for name in names}
         for tile, draws in self._draws(obs, names, n, seed, "default", at if observed else None, observed=observed):
@@ -305,7 +303,9 @@ class Fitted:
         """The member behind each draw, shape (n,): the first draws by the first member, and so on."""
         return np.arange(n) * len(self.members) // n
 
-    def _targets(self, obs: Observations, targets: Sequence[str]) -> tuple[str, ...]:
+    def _targets(self, obs: Observations, targets: Sequence[str], n: int = 1) -> tuple[str, ...]:
+        if n < 1:
+            raise RequestError(f"Expected n >= 1 draws; got {n}.")
         names = (targets,) if isinstance(targets, str) else tuple(targets)
         for name in names:
             self.schema[name]

@@ -29,6 +29,7 @@ __all__ = ["FORMAT_VERSION", "SavedModel", "read_model", "write_model"]
 
 FORMAT_VERSION = 1
 RECORD, WEIGHTS, SUMS = "model.json", "weights.safetensors", "SHA256SUMS"
+KEYS = ("family", "schema", "config", "totals", "provenance", "calibration", "history")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,7 @@ def read_model(path: PathOrStr, device: str = "cpu") -> SavedModel:
     try:
         record = json.loads(contents[RECORD])
         tensors = load_tensors(contents[WEIGHTS])
+        _check(record, tensors)
         schema = validated(Schema, record["schema"], where=str(path))
         config = validated(TrainConfig, record["config"], where=str(path))
         family = family_from(record["family"])
@@ -104,9 +106,20 @@ def read_model(path: PathOrStr, device: str = "cpu") -> SavedModel:
         members = tuple(
             _member(family, schema, total, tensors, k, device) for k, total in enumerate(record["totals"])
         )
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, RequestError) as error:
+    except (SafetensorError, AttributeError, LookupError, TypeError, ValueError, RuntimeError, RequestError) as error:
         raise ModelFileError(f"Expected a consilience model in {path}; got: {error}. Fit and save it anew.") from error
     return SavedModel(members, family, scaler, config, record)
+
+
+def _check(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    missing = [key for key in KEYS if key not in record]
+    if missing:
+        raise ValueError(f"no {', '.join(missing)} in {RECORD}")
+    totals = record["totals"]
+    members = {name.split("/")[1] for name in tensors if name.startswith("members/")}
+    whole = isinstance(totals, list) and totals and all(type(total) is int and total >= 0 for total in totals)
+    if not whole or members != {str(k) for k in range(len(totals))}:
+        raise ValueError(f"totals {totals} for members {sorted(members)}")
 
 
 def _member(
