@@ -110,12 +110,16 @@ class SparseGP(nn.Module):
 
     def moments(self, features: Features) -> tuple[Tensor, Tensor]:
         """Mean and variance of f at the features, each (B, D)."""
-        mean = self.constant + product(features.a, self.mean)
+        mean = self.mean_at(features)
         if len(self.mean) <= FEW:
             quadratic = (product(features.a, self._unpacked()) * features.a).sum(-1).mT
         else:  # A'SA as one GEMM over packed triangles, half the work of the full (B, M²) × (M², D)
             quadratic = product(self.packed(features.a), self.covariance)
         return mean, (features.rest[:, None] + quadratic).clamp_min(1e-10)
+
+    def mean_at(self, features: Features) -> Tensor:
+        """Mean of f at the features, (B, D), alone: without the variance, most of the cost of :meth:`moments`."""
+        return self.constant + product(features.a, self.mean)
 
     def _unpacked(self) -> Tensor:
         """S_d, shape (D, M, M)."""
@@ -129,7 +133,7 @@ class SparseGP(nn.Module):
 
     def packed(self, a: Tensor) -> Tensor:
         """Lower triangle of A_n A_nᵀ, filled up, shape (B, ≥ M (M + 1) / 2)."""
-        return a[:, self.rows] * a[:, self.columns]
+        return a.index_select(1, self.rows) * a.index_select(1, self.columns)
 
     def divergence(self) -> Tensor:
         """KL(q(v_d) ‖ N(0, I)) of each output, shape (D,); constant in the parameters that Adam moves."""
@@ -168,7 +172,8 @@ class SparseGP(nn.Module):
                 wide, log_determinant = inverse(precision.double())
                 covariance = wide.to(precision.dtype)
             self.mean[some] = (covariance @ self.natural_mean[some][..., None])[..., 0]
-            self.covariance[some] = covariance[:, self.rows, self.columns] * self.times
+            packed = covariance.flatten(1).index_select(1, self.rows * len(self.inducing) + self.columns)
+            torch.mul(packed, self.times, out=self.covariance[some])
             self.log_determinant[some] = log_determinant.to(precision.dtype)
             self.trace[some] = covariance.diagonal(dim1=-2, dim2=-1).sum(-1)
 

@@ -55,6 +55,10 @@ class AbstractLikelihood(nn.Module, ABC):
     def pseudo(self, part: Modality) -> tuple[Tensor, Tensor]:
         """A Gaussian look-alike of the data on the scale of f: value and known variance, each (B, D · functions)."""
 
+    def conjugate(self, part: Modality) -> bool:
+        """Whether the slopes do not depend on the variance of f, so that one natural step of rate 1 is the optimum."""
+        return False
+
     def slopes(self, part: Modality, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """E (B, D) and its slopes g = ∂E/∂μ and h = ∂E/∂v, each (B, D · functions)."""
         with torch.enable_grad():
@@ -104,6 +108,9 @@ class Gaussian(_Noisy):
         f = _nodes(mean, variance)
         log_cdf = torch.special.log_ndtr(_sign(part) * (part.value - f) / tau.sqrt())
         return torch.where(part.state > State.MEASURED, _average(log_cdf), value)
+
+    def conjugate(self, part: Modality) -> bool:
+        return not _has_limits(part)
 
     def slopes(self, part: Modality, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if _has_limits(part):

@@ -152,7 +152,12 @@ class _Module(AbstractModel):
                 continue
             gp = self._decoder(name)
             features = gp.features(z[:, self.columns[name]])
-            _, g, h = self._likelihood(name).slopes(flat(part), *gp.moments(features))
+            cells, likelihood = flat(part), self._likelihood(name)
+            if likelihood.conjugate(cells):
+                mean = gp.mean_at(features)
+                _, g, h = likelihood.slopes(cells, mean, torch.zeros_like(mean))
+            else:
+                _, g, h = likelihood.slopes(cells, *gp.moments(features))
             relative = scale * weight / max(weights.get("kl/inducing", 1.0), LEAST)
             gp.natural_step(features.a, g, (-2 * h).clamp_min(0), scale=relative, rate=rate)
 
