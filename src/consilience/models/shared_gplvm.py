@@ -14,7 +14,7 @@ References:
     | Bayesian Gaussian process latent variable model (Titsias & Lawrence, 2010)
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar, Literal
 
@@ -202,13 +202,22 @@ class _Module(AbstractModel):
         point = self.config.posterior in ("point", "map")
         prior = 1e-4 if self.config.posterior == "point" else 1.0  # maximum likelihood, kept solvable
         views = [self._cautious(number, view) for number, view in enumerate(self.views(context).values())]
-        mean, curvature = gauss_newton(start.mean, views, steps=self.config.inference_steps, prior=prior)
+        began = self._uninformed(start.mean, views)
+        mean, curvature = gauss_newton(began, views, steps=self.config.inference_steps, prior=prior)
         if not point:
             return from_precision(mean, curvature)
         # with nothing seen there is no point to estimate: the posterior is the prior
         nothing = ~torch.stack([view.part.seen.any(-1) for view in views]).any(0)
         identity = torch.eye(self.size, dtype=mean.dtype, device=mean.device)
         return GaussianLatent(mean, nothing[:, None, None] * identity)
+
+    def _uninformed(self, mean: Tensor, views: Sequence[View]) -> Tensor:
+        """The start with a private latent at the prior's mean where nothing of its modality is seen."""
+        found = mean.clone()
+        for view in views:
+            own = view.columns[self.config.latent_dim :]
+            found[:, own] = torch.where(view.part.seen.any(-1, keepdim=True), mean[:, own], 0.0)
+        return found
 
     def _cautious(self, number: int, view: View) -> View:
         """The view with the learned variance raised to c σ_d², as far as neighbouring cells share their misfit."""
