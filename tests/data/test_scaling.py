@@ -1,5 +1,7 @@
 """The Scaler: invertible on value and error bar, fitted on what was measured, neutral where nothing was seen."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import assume, given
@@ -81,6 +83,16 @@ def test_unseen_cells_leave_with_value_zero_and_error_one(scale):
     assert unstated.any() and (part.sigma[unstated] == 0).all()
     assert np.isfinite(part.value).all() and np.isfinite(part.sigma).all()
     assert (part.state == obs.parts["x"].state).all()
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_numbers_left_in_unseen_cells_go_no_further(scale):
+    obs = table_of(spec_of(scale), numbers(scale, 1), np.full((ROWS, 3), 0.1))
+    part = obs.parts["x"]
+    state = np.where(np.random.default_rng(0).random(part.state.shape) < 0.5, State.UNSEEN, part.state).astype(np.int8)
+    left = Scaler.fit(obs).forward(replace(obs, parts={"x": replace(part, state=state)})).parts["x"]
+    assert (left.value[state == State.UNSEEN] == 0).all()
+    assert (left.sigma[state == State.UNSEEN] == 1).all()
 
 
 @pytest.mark.parametrize("scale", SCALES)

@@ -92,7 +92,7 @@ def train(
                 loop = _StageLoop(fabric, model, table, valid, _policy(family, config), config, stages[number], number)
                 loop.run(run, saved if saved is not None and number == first else None, directory, key)
             model.settle(table if valid is None else valid)
-        except torch.linalg.LinAlgError as error:
+        except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
             raise TrainingError(
                 f"Expected matrices that can be factored; got: {str(error).splitlines()[0]} "
                 "Look for extreme values or tiny error bars, or lower the learning rate."
