@@ -184,3 +184,11 @@ def test_arrays_rebuild_the_scaler():
 def test_what_cannot_be_fitted_is_refused(scale, value, words):
     with pytest.raises(DataError, match=words):
         Scaler.fit(table_of(spec_of(scale), value))
+
+
+def test_a_new_row_that_has_no_logarithm_is_one_error():
+    schema = Schema(modalities=(ModalitySpec(name="x", shape=(1,), scale="log"),))
+    scaler = Scaler.fit(Observations.from_arrays(schema, {"x": np.array([[1.0], [2.0]])}))
+    new = Observations.from_arrays(schema, {"x": np.array([[3.0], [-1.0]])})
+    with pytest.raises(DataError, match=r"positive values in 'x'.*row 1"):
+        scaler.forward(new)

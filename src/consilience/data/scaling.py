@@ -108,6 +108,12 @@ class Scaler:
         spec, t = self.schema[name], self.transforms[name]
         seen = part.seen
         safe = np.where(seen, part.value, _inside(spec))
+        if spec.scaling == "log" and (safe <= 0).any():
+            row = int(np.argwhere(safe <= 0)[0][0])
+            raise DataError(
+                f"Expected positive values in '{name}' (scale 'log'); got {safe.min():g} in row {row} at first. "
+                "Mark such cells unseen, or fit with scale='asinh'."
+            )
         value = np.where(seen, (_map(spec, t, safe) - t.location) / t.scale, 0.0)
         sigma = None
         if part.sigma is not None:
