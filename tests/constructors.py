@@ -77,6 +77,7 @@ CONSTRUCTORS = {
     "gplvm-linear": (cs.SharedGPLVM(**SMALL, kernel="linear"), plain),
     "gplvm-amortised": (cs.SharedGPLVM(**SMALL, inference_steps=0), plain),
     "gplvm-student": (cs.SharedGPLVM(**SMALL, kernel="matern52", likelihoods={"spectrum": "student"}), plain),
+    "gplvm-scatter": (cs.SharedGPLVM(**SMALL, likelihoods={"labels": "heteroscedastic"}), plain),
     "gplvm-private": (cs.SharedGPLVM(**SMALL, private={"spectrum": 2, "labels": 1}), plain),
     "gplvm-private-gaussian": (cs.SharedGPLVM(**SMALL, private={"spectrum": 1}, posterior="gaussian"), plain),
     "gplvm-mixed": (cs.SharedGPLVM(**SMALL), mixed),

@@ -61,6 +61,9 @@ def test_coverage_pvalue_is_valid():
         assert (p <= size).mean() <= size + 3 * np.sqrt(size / 2000)
     assert (p <= 0.5).mean() > 0.4
     assert coverage_pvalue((), 0, ()) == 1.0
+    # misses whose tail probability underflows
+    assert coverage_pvalue((5000, 5000), 5000, (0.1, 0.68)) == pytest.approx(0, abs=1e-12)
+    assert coverage_pvalue((0, 0), 5000, (0.68, 0.95)) == pytest.approx(0, abs=1e-12)
 
 
 def test_more_cells_widen_the_band():

@@ -30,11 +30,15 @@ def fresh(name):
 
 @pytest.fixture
 def terms():
-    """The terms of a model for scaled rows, with the same noise in every call."""
+    """The terms of a model for scaled rows as in training, with the same noise in every call."""
 
     def terms(model, batch, seed=0):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return model.terms(batch, batch)
+            model.train()
+            try:
+                return model.terms(batch, batch)
+            finally:
+                model.eval()
 
     return terms

@@ -96,12 +96,20 @@ def test_a_target_is_the_same_alone_and_among_others(fit, fresh):
     assert torch.equal(alone[target], draws(fit, fresh, n=3)[target])
 
 
+def prior_of(model):
+    """Mean and standard deviation of every latent block of the population."""
+    sizes = [spec.size for spec in model.blocks.values()]
+    std = (model.prior.factor @ model.prior.factor.mT).diagonal().sqrt()
+    return dict(zip(model.blocks, zip(model.prior.mean.split(sizes), std.split(sizes), strict=True), strict=True))
+
+
 def test_nothing_seen_gives_the_prior(fit, fresh):
     found = conditional(fit, fresh[:4].hide(*fresh.schema.names))
     for block, posterior in found.latent.items():
         assert posterior.mean.shape[1:] == fit.members[0].blocks[block].shape
-        torch.testing.assert_close(posterior.mean, torch.zeros_like(posterior.mean), atol=1e-4, rtol=0)
-        torch.testing.assert_close(posterior.std, torch.ones_like(posterior.std), atol=1e-4, rtol=0)
+        mean, std = prior_of(fit.members[0])[block]
+        torch.testing.assert_close(posterior.mean, mean.expand_as(posterior.mean), atol=1e-4, rtol=0)
+        torch.testing.assert_close(posterior.std, std.expand_as(posterior.std), atol=1e-4, rtol=0)
 
 
 def test_an_empty_row_takes_nothing_from_its_neighbours(fit, fresh):
@@ -110,8 +118,9 @@ def test_an_empty_row_takes_nothing_from_its_neighbours(fit, fresh):
     states = {m: np.concatenate([blank.parts[m].state, fresh[1:5].parts[m].state]) for m in fresh.schema.names}
     table = Observations.from_arrays(fresh.schema, values, state=states, ids=fresh.ids[:5])
     found = conditional(fit, table).latent["shared"]
-    torch.testing.assert_close(found.std[0], torch.ones_like(found.std[0]), atol=1e-4, rtol=0)
-    assert (found.std[1:].min(-1).values < 0.9).all()
+    _, std = prior_of(fit.members[0])["shared"]
+    torch.testing.assert_close(found.std[0], std, atol=1e-4, rtol=0)
+    assert ((found.std[1:] / std).min(-1).values < 0.9).all()
 
 
 def test_latents_are_the_blocks_declared(fit, fresh):

@@ -9,7 +9,13 @@ from consilience.blocks.gp import SparseGP
 from consilience.blocks.kernels import Linear, build_kernel
 from consilience.blocks.laplace import View, gauss_newton
 from consilience.blocks.likelihoods import Gaussian, Poisson
-from consilience.blocks.posteriors import AmortisedPosterior, GaussianLatent, LocalPosterior, from_precision
+from consilience.blocks.posteriors import (
+    AmortisedPosterior,
+    GaussianLatent,
+    LocalPosterior,
+    PopulationPrior,
+    from_precision,
+)
 from consilience.data.observations import Modality
 
 
@@ -43,6 +49,11 @@ def linear_decoder(seed, loadings, offset):
     return gp
 
 
+def unit(latent):
+    """A standard normal prior."""
+    return {"mean": torch.zeros(latent).double(), "precision": torch.eye(latent).double()}
+
+
 @torch.no_grad()
 def test_gauss_newton_through_linear_decoders_is_the_closed_form():
     rows, latent, sizes = 6, 3, (5, 4)
@@ -62,10 +73,12 @@ def test_gauss_newton_through_linear_decoders_is_the_closed_form():
     tau = torch.cat([view.likelihood.total(view.part) for view in views], -1)
     value = torch.cat([view.part.value for view in views], -1)
     p = torch.where(seen, 1 / tau, 0.0)
-    precision = torch.eye(latent, dtype=torch.float64) + torch.einsum("dq,nd,dr->nqr", w, p, w)
-    mean = torch.linalg.solve(precision, ((p * (value - b)) @ w)[..., None])[..., 0]
+    a, root = normal(41, latent), normal(42, latent, latent)
+    prior = root @ root.mT + torch.eye(latent, dtype=torch.float64)
+    precision = prior + torch.einsum("dq,nd,dr->nqr", w, p, w)
+    mean = torch.linalg.solve(precision, ((p * (value - b)) @ w + prior @ a)[..., None])[..., 0]
 
-    found, curvature = gauss_newton(normal(40, rows, latent), views, steps=10, prior=1.0)
+    found, curvature = gauss_newton(normal(40, rows, latent), views, steps=10, mean=a, precision=prior)
     torch.testing.assert_close(found, mean, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(curvature, precision, rtol=1e-5, atol=1e-5)
 
@@ -85,8 +98,8 @@ def test_gauss_newton_climbs_and_ends_where_the_gradient_vanishes(kernel):
         return likelihood.expected(part, mean, variance).sum(-1) - 0.5 * at.square().sum(-1)
 
     start = torch.zeros(rows, latent, dtype=torch.float64)
-    few = gauss_newton(start, [view], steps=3, prior=1.0)[0]
-    found, curvature = gauss_newton(start, [view], steps=60, prior=1.0)
+    few = gauss_newton(start, [view], steps=3, **unit(latent))[0]
+    found, curvature = gauss_newton(start, [view], steps=60, **unit(latent))
     assert (objective(few) >= objective(start)).all()
     assert (objective(found) >= objective(few) - 1e-6).all()
     slopes = []
@@ -107,7 +120,8 @@ def test_gauss_newton_of_a_row_does_not_depend_on_the_others():
     extreme.value[1:] = 1000.0
 
     def infer(part):
-        return gauss_newton(torch.zeros(3, 2).double(), [View(gp, likelihood, part, torch.arange(2))], steps=6, prior=1)
+        view = View(gp, likelihood, part, torch.arange(2))
+        return gauss_newton(torch.zeros(3, 2).double(), [view], steps=6, **unit(2))
 
     torch.testing.assert_close(infer(counts)[0][0], infer(extreme)[0][0])
     assert not torch.allclose(infer(counts)[0][1], infer(extreme)[0][1])
@@ -238,3 +252,27 @@ def test_more_error_never_narrows_a_linear_posterior():
     change = torch.linalg.eigvalsh(after @ after.mT - before @ before.mT)
     assert np.all(change.numpy() > -1e-12)
     assert change.max() > 1e-4
+
+
+def test_the_population_prior_becomes_what_the_population_is():
+    """Expectation-maximisation through noisy measurements of z, against the generating mean and covariance."""
+    rows, latent = 20_000, 3
+    a = torch.tensor([1.0, -2.0, 0.5]).double()
+    c = torch.tensor([[0.7, 0.0, 0.0], [0.3, 0.5, 0.0], [0.0, 0.0, 1.4]]).double()
+    noise = torch.tensor([0.3, 0.6, 0.4]).double()
+    y = a + normal(70, rows, latent) @ c.mT + noise * normal(71, rows, latent)
+    prior = PopulationPrior(latent).double()
+    blocks = (torch.tensor([0, 1]), torch.tensor([2]))
+    weight = torch.diag(noise**-2)
+    for _ in range(60):
+        precision = prior.precision() + weight
+        mean = torch.linalg.solve(precision, (y @ weight + prior.precision() @ prior.mean)[..., None])[..., 0]
+        q = from_precision(mean, precision.expand(rows, -1, -1))
+        prior.learn(q, blocks, rate=1.0)
+    torch.testing.assert_close(prior.mean, a, rtol=0, atol=0.03)
+    torch.testing.assert_close(prior.factor @ prior.factor.mT, c @ c.mT, rtol=0, atol=0.05)
+    assert prior.factor[2, :2].abs().max() == 0  # blocks stay independent
+    exact = torch.distributions.MultivariateNormal(prior.mean, scale_tril=prior.factor)
+    approximate = torch.distributions.MultivariateNormal(q.mean, scale_tril=q.factor)
+    expected = torch.distributions.kl_divergence(approximate, exact)
+    torch.testing.assert_close(prior.divergence(q).sum(-1), expected)

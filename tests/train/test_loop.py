@@ -34,7 +34,7 @@ def weights(model):
 
 def test_history_records_every_term_at_every_evaluation():
     _, history = run(TrainConfig(**QUICK), held=plain(10, seed=1))
-    assert [row["step"] for row in history] == [4, 8, 12]
+    assert [(row["stage"], row["step"]) for row in history] == [(0, 4), (0, 8), (0, 12), (1, 4), (1, 6)]
     terms = {"nll/spectrum", "nll/labels", "kl/shared", "kl/inducing", "total"}
     for row in history:
         for side in ("train", "validation"):
@@ -76,21 +76,22 @@ def test_another_seed_gives_other_weights():
 def test_the_best_validated_weights_are_kept():
     """Few rows overfit: the weights are those of the best evaluation, not of the last."""
     held = plain(20, seed=1)
-    config = TrainConfig(max_steps=120, evaluate_every=4, learning_rate=0.05, decay=1.0, validation=0)
+    stages = (Stage(name="train", steps=120),)
+    config = TrainConfig(stages=stages, evaluate_every=4, learning_rate=0.05, decay=1.0, validation=0)
     model, history = run(config, held=held, rows=12)
     losses = [row["validation/total"] for row in history]
     assert min(losses) < losses[-1] - 0.1
     valid = Scaler.fit(plain(12)).forward(held.detached()).to(dtype=torch.float32)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(_number(config.seed, "train/validation"))
-        terms = model.terms(valid, valid)
+        terms = model.train().terms(valid, valid)
     total, _ = objective(terms, dict.fromkeys(terms, 1.0))
     assert float(total) == pytest.approx(min(losses), rel=1e-5)
 
 
 def test_patience_stops_and_leaves_a_checkpoint(tmp_path):
     config = TrainConfig(
-        max_steps=400,
+        stages=(Stage(name="train", steps=400),),
         batch_size=16,
         evaluate_every=2,
         learning_rate=1.0,
@@ -123,6 +124,21 @@ def test_stages_move_their_own_groups_only():
     assert [row["stage"] for row in history] == [0, 0, 1, 1]
     with pytest.raises(RequestError, match=r"Expected groups among \['decoders', .*\] in stage 'body'; got \['body'\]"):
         run(TrainConfig(**{**QUICK, "stages": (stage("body"),)}))
+
+
+def test_a_stage_without_gradients_moves_only_what_has_a_closed_form():
+    first = Stage(name="first", steps=5)
+    start, _ = run(TrainConfig(**{**QUICK, "stages": (first,)}))
+    model, history = run(TrainConfig(**{**QUICK, "stages": (first, Stage(name="refit", steps=5, gradient=False))}))
+    learned = {name for name, _ in model.named_parameters()}
+    before, after = weights(start), weights(model)
+    for name, value in after.items():
+        if name in learned:
+            assert torch.equal(value, before[name]), name
+    for name in ("decoders.spectrum.natural_mean", "decoders.labels.natural_precision", "prior.mean", "prior.factor"):
+        assert not torch.equal(after[name], before[name]), name
+    assert history[-1]["stage"] == 1
+    assert np.isfinite(history[-1]["train/total"])
 
 
 def test_stage_weights_stand_over_the_configurations_own():
@@ -184,7 +200,7 @@ def test_a_value_no_arithmetic_survives_is_a_training_error():
 
 def test_epochs_limit_the_steps():
     _, history = run(TrainConfig(max_steps=1000, max_epochs=3, batch_size=16, validation=0))
-    assert history[-1]["step"] == 3 * (32 // 16)
+    assert [row["step"] for row in history if row["stage"] == 0][-1] == 3 * (32 // 16)
 
 
 def test_bfloat16_is_a_precision_that_trains():

@@ -112,9 +112,10 @@ def uniform_pvalue(u: FloatArray) -> float:
 
 
 def _windows(rows: int, levels: tuple[float, ...], tail: float) -> list[tuple[int, int]]:
-    # Counts whose two-sided tail exceeds ``tail``.
+    # Counts whose two-sided tail exceeds ``tail``; a tail that underflows to zero has the quantile -1.
     return [
-        (int(stats.binom.ppf(tail / 2, rows, level)), int(stats.binom.isf(tail / 2, rows, level))) for level in levels
+        (max(int(stats.binom.ppf(tail / 2, rows, level)), 0), min(int(stats.binom.isf(tail / 2, rows, level)), rows))
+        for level in levels
     ]
 
 

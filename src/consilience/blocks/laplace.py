@@ -2,10 +2,10 @@ r"""Gauss-Newton inference of latent positions through sparse GP decoders, objec
 
 Maximises, independently for every row,
 
-.. math:: F(z) = \sum_d E_d\bigl(\mathrm{mean}_d(z), \mathrm{var}_d(z)\bigr) - \tfrac{\pi}{2} |z|^2
+.. math:: F(z) = \sum_d E_d\bigl(\mathrm{mean}_d(z), \mathrm{var}_d(z)\bigr) - \tfrac12 (z - a)^\top P (z - a)
 
 and approximates the posterior around the maximum by the curvature
-:math:`H = \pi I + \sum_d w_d J_d J_d^\top`, :math:`J_d = \partial\,\mathrm{mean}_d/\partial z`,
+:math:`H = P + \sum_d w_d J_d J_d^\top`, :math:`J_d = \partial\,\mathrm{mean}_d/\partial z`,
 :math:`w_d = -2\,\partial E_d/\partial\mathrm{var}_d`. Exact for linear kernels with Gaussian likelihoods and known
 maps.
 The number of steps is fixed and damping is per row, so no row can change another's answer.
@@ -54,23 +54,26 @@ class _Point:
 
 
 @torch.no_grad()
-def gauss_newton(start: Tensor, views: Sequence[View], *, steps: int, prior: float) -> tuple[Tensor, Tensor]:
+def gauss_newton(
+    start: Tensor, views: Sequence[View], *, steps: int, mean: Tensor, precision: Tensor
+) -> tuple[Tensor, Tensor]:
     """Maximum (B, Q) and curvature (B, Q, Q) of F after a fixed number of damped Gauss-Newton steps.
 
     Arguments:
         start: Where to begin, shape (B, Q).
         views: The modalities.
         steps: Number of proposals per row; one that lowers F is refused and damped more.
-        prior: Prior precision π.
+        mean: a of the prior, shape (Q,).
+        precision: P of the prior, shape (Q, Q).
     """
-    here = _evaluate(start, views, prior)
+    here = _evaluate(start, views, mean, precision)
     damping = torch.full_like(start[:, 0], 0.1)
     # 1e-3 nats in float32; without it rounding, and so the batch, decides which of the last steps are taken
     slack = 3 * torch.finfo(start.dtype).eps ** 0.5
     identity = torch.eye(start.shape[1], dtype=start.dtype, device=start.device)
     for _ in range(steps):
         step = torch.linalg.solve(here.curvature + damping[:, None, None] * identity, here.gradient[..., None])[..., 0]
-        there = _evaluate(here.z + step, views, prior)
+        there = _evaluate(here.z + step, views, mean, precision)
         better = torch.isfinite(there.objective) & (there.objective >= here.objective - slack)
         damping = torch.where(better, 0.2 * damping, (10 * damping).clamp(1e-2, 1e8))
         here = _Point(
@@ -87,11 +90,11 @@ def gauss_newton(start: Tensor, views: Sequence[View], *, steps: int, prior: flo
     return here.z, here.curvature
 
 
-def _evaluate(z: Tensor, views: Sequence[View], prior: float) -> _Point:
-    rows, size = z.shape
-    objective = -0.5 * prior * z.square().sum(-1)
-    gradient = -prior * z
-    curvature = prior * torch.eye(size, dtype=z.dtype, device=z.device).expand(rows, size, size).clone()
+def _evaluate(z: Tensor, views: Sequence[View], prior_mean: Tensor, precision: Tensor) -> _Point:
+    away = z - prior_mean
+    gradient = -product(away, precision)
+    objective = 0.5 * (away * gradient).sum(-1)
+    curvature = precision.expand(len(z), -1, -1).clone()
     for view in views:
         at = z[:, view.columns]
         features = view.gp.features(at)
@@ -104,7 +107,7 @@ def _evaluate(z: Tensor, views: Sequence[View], prior: float) -> _Point:
         drest = diagonal - 2 * (jacobian @ features.a[..., None])[..., 0]
         slope = (jacobian @ along_a[..., None])[..., 0] + along_rest[:, None] * drest
         j = product(jacobian, view.gp.mean)  # (B, Q_m, D)
-        weight = (-2 * h).clamp_min(0)
+        weight = view.likelihood.precision(view.part, mean, h)
         objective = objective + expected.sum(-1)
         gradient[:, view.columns] += slope
         block = (j * weight[:, None]) @ j.mT

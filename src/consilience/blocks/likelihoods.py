@@ -9,12 +9,12 @@ Unseen cells give exactly zero.
 import math
 from abc import ABC, abstractmethod
 
-import numpy as np
 import scipy.stats
 import torch
 from torch import Tensor, nn
 
 from consilience.blocks.noise import Noise
+from consilience.blocks.quadrature import FEW, average, log_average, nodes
 from consilience.data.observations import Modality, State
 from consilience.data.schema import ModalitySpec
 from consilience.errors import SchemaError
@@ -24,13 +24,15 @@ __all__ = [
     "Bernoulli",
     "Categorical",
     "Gaussian",
+    "Heteroscedastic",
     "Poisson",
     "StudentT",
     "build_likelihood",
 ]
 
-NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(20)
 FLOOR = 1e-6  # smallest learned variance, in squared model units
+STEEP = 30.0  # largest logarithm of a variance, which must not overflow
+LEAST_NOISE = 1e-4  # smallest learned variance at which training starts
 
 
 class AbstractLikelihood(nn.Module, ABC):
@@ -59,6 +61,19 @@ class AbstractLikelihood(nn.Module, ABC):
         """Whether the slopes do not depend on the variance of f, so that one natural step of rate 1 is the optimum."""
         return False
 
+    def precision(self, part: Modality, mean: Tensor, h: Tensor) -> Tensor:
+        """w >= 0 of a natural-gradient or Gauss-Newton step, from the slope h; shape (B, D · functions)."""
+        return (-2 * h).clamp_min(0)
+
+    def start(self, offset: Tensor, noise: Tensor) -> Tensor:
+        """Take the noise of a linear fit to :meth:`pseudo`; the constants at which the functions begin.
+
+        Arguments:
+            offset: Constants of that fit, shape (D · functions,).
+            noise: Its residual variances, shape (D · functions,).
+        """
+        return offset
+
     def slopes(self, part: Modality, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """E (B, D) and its slopes g = ∂E/∂μ and h = ∂E/∂v, each (B, D · functions)."""
         with torch.enable_grad():
@@ -84,10 +99,13 @@ class _Noisy(AbstractLikelihood, ABC):
         learned = self.learned()
         return learned.expand(part.value.shape) if part.sigma is None else learned + part.sigma.square()
 
+    def start(self, offset: Tensor, noise: Tensor) -> Tensor:
+        self.log_noise.copy_(noise.clamp_min(LEAST_NOISE).log())
+        return offset
+
     def pseudo(self, part: Modality) -> tuple[Tensor, Tensor]:
-        known = torch.zeros_like(part.value) if part.sigma is None else part.sigma.square()
         # a bound is a poor value: let it count as one with the modality's own spread
-        return part.value, known + (part.state > State.MEASURED).to(known.dtype)
+        return part.value, _known(part) + (part.state > State.MEASURED).to(part.value.dtype)
 
 
 class Gaussian(_Noisy):
@@ -105,9 +123,9 @@ class Gaussian(_Noisy):
         value = torch.where(part.measured, value, 0.0)
         if not _has_limits(part):
             return value
-        f = _nodes(mean, variance)
+        f = nodes(mean, variance)
         log_cdf = torch.special.log_ndtr(_sign(part) * (part.value - f) / tau.sqrt())
-        return torch.where(part.state > State.MEASURED, _average(log_cdf), value)
+        return torch.where(part.state > State.MEASURED, average(log_cdf), value)
 
     def conjugate(self, part: Modality) -> bool:
         return not _has_limits(part)
@@ -148,16 +166,100 @@ class StudentT(_Noisy):
         return constant - 0.5 * torch.log(tau) - 0.5 * (nu + 1) * torch.log1p(r / nu)
 
     def expected(self, part: Modality, mean: Tensor, variance: Tensor) -> Tensor:
-        return torch.where(part.seen, _average(self._log_prob(part, _nodes(mean, variance))), 0.0)
+        return torch.where(part.seen, average(self._log_prob(part, nodes(mean, variance))), 0.0)
 
     def log_predictive(self, part: Modality, mean: Tensor, variance: Tensor) -> Tensor:
-        return torch.where(part.seen, _log_average(self._log_prob(part, _nodes(mean, variance))), 0.0)
+        return torch.where(part.seen, log_average(self._log_prob(part, nodes(mean, variance))), 0.0)
 
     def draw(self, mean: Tensor, variance: Tensor, noise: Noise, name: str) -> Tensor:
         f = mean + variance.sqrt() * noise.normal(f"function/{name}", len(mean), mean.shape[2:])
         u = noise.uniform(f"value/{name}", len(mean), mean.shape[2:])
         t = scipy.stats.t.ppf(_open(u).double().cpu().numpy(), self.freedom().detach().double().cpu().numpy())
         return f + self.learned().sqrt() * torch.as_tensor(t).to(f)
+
+
+class Heteroscedastic(AbstractLikelihood):
+    r"""Cells whose scatter is a second function and whose shape is learned: :math:`x = f + e^{g/2} \eta + s \epsilon`.
+
+    :math:`\eta` of each cell is a mixture of three Gaussians with mean 0 and variance 1, convolved exactly with the
+    error bar :math:`s` and with the uncertainty of f: skewed and heavy-tailed scatter, intrinsic and not measured.
+    E is averaged over Gauss-Hermite nodes of f and g, the predictive density over nodes of g.
+
+    References:
+        | Variational heteroscedastic Gaussian process regression (Lázaro-Gredilla & Titsias, 2011)
+        | Chained Gaussian processes (Saul et al., 2016) | https://arxiv.org/abs/1604.05263
+        | Extreme deconvolution (Bovy, Hogg & Roweis, 2011), for mixtures under error bars
+    """
+
+    functions = 2
+
+    def __init__(self, cells: int) -> None:
+        super().__init__()
+        self.cells = cells
+        self.log_weight = nn.Parameter(torch.zeros(cells, 3))
+        self.shift = nn.Parameter(torch.tensor([-0.7, 0.0, 0.7]).repeat(cells, 1))
+        self.log_width = nn.Parameter(torch.zeros(cells, 3))
+
+    def shape(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights, means and variances of the components of η, each (D, 3)."""
+        weight = self.log_weight.softmax(-1)
+        mean = self.shift - (weight * self.shift).sum(-1, keepdim=True)
+        variance = (2 * self.log_width).exp()
+        total = (weight * (variance + mean.square())).sum(-1, keepdim=True)
+        return weight, mean / total.sqrt(), variance / total
+
+    def _log_prob(self, part: Modality, f: Tensor, variance: Tensor, g: Tensor) -> Tensor:
+        """log p(x | g) for a Gaussian f of this variance, over leading axes of f and g."""
+        weight, shift, width = self.shape()
+        scatter = g.clamp(-STEEP, STEEP).exp()[..., None]
+        tau = scatter * width + (FLOOR + _known(part) + variance)[..., None]
+        away = (part.value - f)[..., None] - scatter.sqrt() * shift
+        return torch.logsumexp(weight.log() - 0.5 * (torch.log(2 * math.pi * tau) + away.square() / tau), -1)
+
+    def expected(self, part: Modality, mean: Tensor, variance: Tensor) -> Tensor:
+        (mean, log_mean), (variance, log_variance) = self._split(mean), self._split(variance)
+        f, g = nodes(mean, variance, FEW)[:, None], nodes(log_mean, log_variance, FEW)
+        value = average(average(self._log_prob(part, f, torch.zeros_like(f), g)))
+        return torch.where(part.seen, value, 0.0)
+
+    def precision(self, part: Modality, mean: Tensor, h: Tensor) -> Tensor:
+        # a = e^g / τ bounds the curvature along g up to outliers, also where it is convex (above the scatter that the
+        # residuals show, or under large error bars): steps of g stay of order one
+        scatter = self._split(mean)[1].clamp(-STEEP, STEEP).exp()
+        bound = torch.where(part.seen, 0.5 * scatter / (scatter + FLOOR + _known(part)), 0.0)
+        return torch.maximum(super().precision(part, mean, h), torch.stack([0 * bound, bound], -1).flatten(-2))
+
+    def log_predictive(self, part: Modality, mean: Tensor, variance: Tensor) -> Tensor:
+        (mean, log_mean), (variance, log_variance) = self._split(mean), self._split(variance)
+        value = self._log_prob(part, mean, variance, nodes(log_mean, log_variance))
+        return torch.where(part.seen, log_average(value), 0.0)
+
+    def draw(self, mean: Tensor, variance: Tensor, noise: Noise, name: str) -> Tensor:
+        normal = noise.normal(f"function/{name}", len(mean), mean.shape[2:])
+        f, g = self._split(mean + variance.sqrt() * normal)
+        weight, shift, width = self.shape()
+        chosen = noise.uniform(f"component/{name}", len(mean), (self.cells,))[..., None] > weight.cumsum(-1)[:, :-1]
+        number = chosen.sum(-1, keepdim=True)
+        shift, width = (array.expand(*f.shape, 3).gather(-1, number)[..., 0] for array in (shift, width))
+        eta = shift + width.sqrt() * noise.normal(f"value/{name}", len(mean), (self.cells,))
+        return f + (0.5 * g.clamp(-STEEP, STEEP)).exp() * eta
+
+    def start(self, offset: Tensor, noise: Tensor) -> Tensor:
+        constant = offset.clone().view(self.cells, 2)
+        # factor analysis may leave a cell no noise at all, which a first step of g could not leave
+        constant[:, 1] = noise.view(self.cells, 2)[:, 0].clamp_min(0.05).log()
+        return constant.flatten()
+
+    def pseudo(self, part: Modality) -> tuple[Tensor, Tensor]:
+        # one value says next to nothing of the scatter around it
+        value, known = part.value, _known(part)
+        silent = torch.full_like(known, 1e6)
+        return torch.stack([value, 0 * value], -1).flatten(-2), torch.stack([known, silent], -1).flatten(-2)
+
+    def _split(self, array: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of f and those of g, each (…, D)."""
+        f, g = array.unflatten(-1, (self.cells, 2)).unbind(-1)
+        return f, g
 
 
 class Poisson(AbstractLikelihood):
@@ -173,9 +275,9 @@ class Poisson(AbstractLikelihood):
         return torch.where(part.seen, value, 0.0)
 
     def log_predictive(self, part: Modality, mean: Tensor, variance: Tensor) -> Tensor:
-        log_rate = _nodes(mean, variance) + _log_exposure(part)
+        log_rate = nodes(mean, variance) + _log_exposure(part)
         value = part.value * log_rate - log_rate.exp() - torch.lgamma(part.value + 1)
-        return torch.where(part.seen, _log_average(value), 0.0)
+        return torch.where(part.seen, log_average(value), 0.0)
 
     def draw(self, mean: Tensor, variance: Tensor, noise: Noise, name: str) -> Tensor:
         f = mean + variance.sqrt() * noise.normal(f"function/{name}", len(mean), mean.shape[2:])
@@ -197,12 +299,12 @@ class Bernoulli(AbstractLikelihood):
         self.cells = cells
 
     def expected(self, part: Modality, mean: Tensor, variance: Tensor) -> Tensor:
-        value = nn.functional.logsigmoid((2 * part.value - 1) * _nodes(mean, variance))
-        return torch.where(part.seen, _average(value), 0.0)
+        value = nn.functional.logsigmoid((2 * part.value - 1) * nodes(mean, variance))
+        return torch.where(part.seen, average(value), 0.0)
 
     def log_predictive(self, part: Modality, mean: Tensor, variance: Tensor) -> Tensor:
-        value = nn.functional.logsigmoid((2 * part.value - 1) * _nodes(mean, variance))
-        return torch.where(part.seen, _log_average(value), 0.0)
+        value = nn.functional.logsigmoid((2 * part.value - 1) * nodes(mean, variance))
+        return torch.where(part.seen, log_average(value), 0.0)
 
     def draw(self, mean: Tensor, variance: Tensor, noise: Noise, name: str) -> Tensor:
         f = mean + variance.sqrt() * noise.normal(f"function/{name}", len(mean), mean.shape[2:])
@@ -264,7 +366,7 @@ def build_likelihood(name: str | None, spec: ModalitySpec) -> AbstractLikelihood
         SchemaError: an unknown name, or a likelihood that does not fit the kind of the modality.
     """
     default = {"count": "poisson", "binary": "bernoulli", "category": "categorical"}.get(spec.kind, "gaussian")
-    fits = {"gaussian", "student"} if default == "gaussian" else {default}
+    fits = {"gaussian", "heteroscedastic", "student"} if default == "gaussian" else {default}
     name = name or default
     if name not in fits:
         raise SchemaError(
@@ -272,12 +374,18 @@ def build_likelihood(name: str | None, spec: ModalitySpec) -> AbstractLikelihood
         )
     if name == "categorical":
         return Categorical(spec.size, spec.classes)
-    makers = {"gaussian": Gaussian, "student": StudentT, "poisson": Poisson, "bernoulli": Bernoulli}
+    makers = {"gaussian": Gaussian, "heteroscedastic": Heteroscedastic, "student": StudentT}
+    makers |= {"poisson": Poisson, "bernoulli": Bernoulli}
     return makers[name](spec.size)
 
 
 def _has_limits(part: Modality) -> bool:
     return bool((part.state > State.MEASURED).any())
+
+
+def _known(part: Modality) -> Tensor:
+    """s², zero without error bars."""
+    return torch.zeros_like(part.value) if part.sigma is None else part.sigma.square()
 
 
 def _sign(part: Modality) -> Tensor:
@@ -286,24 +394,6 @@ def _sign(part: Modality) -> Tensor:
 
 def _log_exposure(part: Modality) -> Tensor:
     return torch.zeros_like(part.value) if part.exposure is None else part.exposure.log()
-
-
-def _nodes(mean: Tensor, variance: Tensor) -> Tensor:
-    x = torch.as_tensor(NODES).to(mean).view(-1, *([1] * mean.ndim))
-    return mean + variance.sqrt() * x
-
-
-def _weights(like: Tensor) -> Tensor:
-    weights = torch.as_tensor(WEIGHTS / math.sqrt(2 * math.pi)).to(like)
-    return weights.view(-1, *([1] * (like.ndim - 1)))
-
-
-def _average(values: Tensor) -> Tensor:
-    return (_weights(values) * values).sum(0)
-
-
-def _log_average(values: Tensor) -> Tensor:
-    return torch.logsumexp(values + _weights(values).log(), 0)
 
 
 def _open(u: Tensor) -> Tensor:

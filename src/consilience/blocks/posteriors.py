@@ -1,5 +1,6 @@
 r"""Posteriors of latent positions: Gaussians with a full, diagonal or zero covariance, per object or amortised."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from consilience.blocks.factors import FactorPosterior
 from consilience.blocks.products import product
 
-__all__ = ["AmortisedPosterior", "GaussianLatent", "LocalPosterior", "from_precision"]
+__all__ = ["AmortisedPosterior", "GaussianLatent", "LocalPosterior", "PopulationPrior", "from_precision"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,49 @@ class GaussianLatent:
             return 0.5 * square
         log_diagonal = self.factor.diagonal(dim1=-2, dim2=-1).log()
         return 0.5 * (self.factor.square().sum(-1) + square - 1) - log_diagonal
+
+
+class PopulationPrior(nn.Module):
+    r"""The prior N(a, C Cᵀ) of a latent position, C lower triangular; N(0, I) at first, learned from the population.
+
+    An expectation-maximisation step moves :math:`a` towards the average of the posterior means and :math:`CC^\top`
+    towards :math:`\frac1N \sum_n [\Sigma_n + (\mu_n - a)(\mu_n - a)^\top]`.
+
+    Arguments:
+        size: Q.
+    """
+
+    mean: Tensor  # a, shape (Q,)
+    factor: Tensor  # C, shape (Q, Q)
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("factor", torch.eye(size))
+
+    def precision(self) -> Tensor:
+        """(C Cᵀ)⁻¹, shape (Q, Q)."""
+        return torch.cholesky_inverse(self.factor.double()).to(self.factor.dtype)
+
+    def divergence(self, q: GaussianLatent) -> Tensor:
+        """KL(q ‖ prior) by latent dimension, as :meth:`GaussianLatent.divergence`, shape (B, Q)."""
+        mean = torch.linalg.solve_triangular(self.factor, (q.mean - self.mean)[..., None], upper=False)[..., 0]
+        factor = None if q.factor is None else torch.linalg.solve_triangular(self.factor, q.factor, upper=False)
+        return GaussianLatent(mean, factor).divergence()
+
+    @torch.no_grad()
+    def learn(self, q: GaussianLatent, blocks: Iterable[Tensor], rate: float) -> None:
+        """One expectation-maximisation step of this rate; latents of different blocks stay independent."""
+        self.mean.lerp_(q.mean.mean(0), rate)
+        centred = q.mean - self.mean
+        second = centred.mT @ centred / len(centred)
+        if q.factor is not None:
+            second = second + (q.factor @ q.factor.mT).mean(0)
+        covariance = torch.zeros_like(second)
+        for columns in blocks:
+            inside = columns[:, None], columns[None]
+            covariance[inside] = torch.lerp((self.factor @ self.factor.mT)[inside], second[inside], rate)
+        self.factor.copy_(torch.linalg.cholesky(covariance.double()))
 
 
 def from_precision(mean: Tensor, precision: Tensor) -> GaussianLatent:

@@ -184,6 +184,8 @@ class AbstractModel(nn.Module, ABC):
 class AbstractFamily(Frozen, ABC):
     """A frozen configuration that builds a model."""
 
+    refit: ClassVar[float] = 0.0  # closed-form steps after the gradient steps, as a share of their number
+
     @property
     @abstractmethod
     def default_policy(self) -> Policy | None:

@@ -27,7 +27,13 @@ from consilience.blocks.gp import SparseGP
 from consilience.blocks.kernels import build_kernel
 from consilience.blocks.laplace import View, gauss_newton
 from consilience.blocks.likelihoods import AbstractLikelihood, Gaussian, StudentT, build_likelihood
-from consilience.blocks.posteriors import AmortisedPosterior, GaussianLatent, LocalPosterior, from_precision
+from consilience.blocks.posteriors import (
+    AmortisedPosterior,
+    GaussianLatent,
+    LocalPosterior,
+    PopulationPrior,
+    from_precision,
+)
 from consilience.blocks.residuals import correlated_cells
 from consilience.data.masking import HideModalities, Policy
 from consilience.data.observations import Observations, State
@@ -39,6 +45,8 @@ from consilience.models.starts import fit_start
 
 __all__ = ["SharedGPLVM"]
 
+LikelihoodName = Literal["gaussian", "student", "heteroscedastic", "poisson", "bernoulli", "categorical"]
+FLAT = 1e-4  # precision of a prior that only keeps maximum likelihood solvable
 LEAST = 1e-2  # smallest weight of kl/inducing in a closed-form step, whose optimum without a prior does not exist
 SETTLED = 500  # rows on which the misfit is measured
 
@@ -51,13 +59,17 @@ class SharedGPLVM(AbstractFamily):
         'encoder'
     """
 
+    # The latents of training (the encoder's, or per-object ones that lag behind) are not those that new objects get:
+    # decoders fitted to the former would be asked about the latter, so q(u) is refitted at what inference gives.
+    refit: ClassVar[float] = 0.5
+
     family: Literal["SharedGPLVM"] = "SharedGPLVM"
     latent_dim: int = Field(default=10, ge=1)  # shared latent dimensions
     private: dict[str, int] = {}  # further latent dimensions that only this modality reads
     inducing: int = Field(default=120, ge=1)  # inducing inputs M of every decoder
     posterior: Literal["encoder", "gaussian", "diagonal", "map", "point"] = "encoder"  # of the training latents
     kernel: str = "rbf"  # expression of kernels, see build_kernel
-    likelihoods: dict[str, Literal["gaussian", "student", "poisson", "bernoulli", "categorical"]] = {}
+    likelihoods: dict[str, LikelihoodName] = {}  # by the kind of each modality where it is not named
     hidden: int = Field(default=64, ge=1)  # width of the encoder's correction
     inference_steps: int = Field(default=8, ge=0)  # Gauss-Newton steps per new object; 0 trusts the encoder alone
 
@@ -106,6 +118,7 @@ class _Module(AbstractModel):
         factors = FactorPosterior(empty, torch.zeros(cells), torch.ones(cells), trainable=amortised)
         self.encoder = AmortisedPosterior(factors, config.hidden) if amortised else None
         self.factors = None if amortised else factors
+        self.prior = PopulationPrior(self.size)
         self.register_buffer("shared_misfit", torch.ones(len(schema.names)))
         self.locals: LocalPosterior | None = None
         if not amortised:
@@ -119,8 +132,7 @@ class _Module(AbstractModel):
         The encoder is scored on what it saw (the bound of the context), so that its posterior of an incomplete row
         is that row's own; per-object latents read and score the target.
         """
-        read = context if self.encoder is not None else target
-        posterior = self._training_posterior(read)
+        read, posterior = self._training_posterior(context, target)
         z = posterior.draw(torch.randn(1, *posterior.mean.shape).to(posterior.mean))[0]
         everyone = torch.ones(len(z), dtype=torch.bool, device=z.device)
         found: dict[str, Term] = {}
@@ -131,7 +143,8 @@ class _Module(AbstractModel):
             expected = self._likelihood(name).expected(cells, mean, variance).sum(-1)
             found[f"nll/{name}"] = PerObject(-expected, everyone)
         if self.config.posterior != "point":
-            divergence = posterior.divergence()
+            # the encoder knows the standard prior; the population's is learned when it has come to rest
+            divergence = posterior.divergence() if self.training else self.prior.divergence(posterior)
             for block, columns in self._block_columns().items():
                 found[f"kl/{block}"] = PerObject(divergence[:, columns].sum(-1), everyone)
         inducing = torch.stack([self._decoder(name).divergence().sum() for name in self.schema.names]).sum()
@@ -143,8 +156,10 @@ class _Module(AbstractModel):
         self, context: Observations, target: Observations, scale: float, weights: Mapping[str, float], rate: float
     ) -> None:
         """Natural-gradient step of every q(u); with weights a on nll and β on kl/inducing its scale is a/β."""
-        read = context if self.encoder is not None else target
-        posterior = self._training_posterior(read)
+        read, posterior = self._training_posterior(context, target)
+        # points have no spread, and a prior learned from them would shrink for ever; an encoder knows but its own
+        if not self.training and not self._points and self.config.inference_steps > 0:
+            self.prior.learn(posterior, self._block_columns().values(), rate)
         z = posterior.draw(torch.randn(1, *posterior.mean.shape).to(posterior.mean))[0]
         for name, part in read.parts.items():
             weight = weights.get(f"nll/{name}", 1.0)
@@ -155,11 +170,12 @@ class _Module(AbstractModel):
             cells, likelihood = flat(part), self._likelihood(name)
             if likelihood.conjugate(cells):
                 mean = gp.mean_at(features)
-                _, g, h = likelihood.slopes(cells, mean, torch.zeros_like(mean))
+                variance = torch.zeros_like(mean)
             else:
-                _, g, h = likelihood.slopes(cells, *gp.moments(features))
+                mean, variance = gp.moments(features)
+            _, g, h = likelihood.slopes(cells, mean, variance)
             relative = scale * weight / max(weights.get("kl/inducing", 1.0), LEAST)
-            gp.natural_step(features.a, g, (-2 * h).clamp_min(0), scale=relative, rate=rate)
+            gp.natural_step(features.a, g, likelihood.precision(cells, mean, h), scale=relative, rate=rate)
 
     @torch.no_grad()
     def start(self, target: Observations) -> None:
@@ -199,24 +215,29 @@ class _Module(AbstractModel):
     def _infer(self, start: GaussianLatent, context: Observations) -> GaussianLatent:
         if self.config.inference_steps == 0:
             return start
-        point = self.config.posterior in ("point", "map")
-        prior = 1e-4 if self.config.posterior == "point" else 1.0  # maximum likelihood, kept solvable
+        precision = self.prior.precision()
+        if self.config.posterior == "point":
+            precision = FLAT * precision
         views = [self._cautious(number, view) for number, view in enumerate(self.views(context).values())]
         began = self._uninformed(start.mean, views)
-        mean, curvature = gauss_newton(began, views, steps=self.config.inference_steps, prior=prior)
-        if not point:
+        steps = self.config.inference_steps
+        mean, curvature = gauss_newton(began, views, steps=steps, mean=self.prior.mean, precision=precision)
+        if not self._points:
             return from_precision(mean, curvature)
         # with nothing seen there is no point to estimate: the posterior is the prior
         nothing = ~torch.stack([view.part.seen.any(-1) for view in views]).any(0)
-        identity = torch.eye(self.size, dtype=mean.dtype, device=mean.device)
-        return GaussianLatent(mean, nothing[:, None, None] * identity)
+        return GaussianLatent(mean, nothing[:, None, None] * self.prior.factor)
+
+    @property
+    def _points(self) -> bool:
+        return self.config.posterior in ("point", "map")
 
     def _uninformed(self, mean: Tensor, views: Sequence[View]) -> Tensor:
         """The start with a private latent at the prior's mean where nothing of its modality is seen."""
         found = mean.clone()
         for view in views:
             own = view.columns[self.config.latent_dim :]
-            found[:, own] = torch.where(view.part.seen.any(-1, keepdim=True), mean[:, own], 0.0)
+            found[:, own] = torch.where(view.part.seen.any(-1, keepdim=True), mean[:, own], self.prior.mean[own])
         return found
 
     def _cautious(self, number: int, view: View) -> View:
@@ -268,11 +289,15 @@ class _Module(AbstractModel):
             seen.append(part.seen.repeat_interleave(likelihood.functions, -1))
         return torch.cat(values, -1), torch.cat(variances, -1), torch.cat(seen, -1)
 
-    def _training_posterior(self, read: Observations) -> GaussianLatent:
+    def _training_posterior(self, context: Observations, target: Observations) -> tuple[Observations, GaussianLatent]:
+        """What the latents read, and their posterior: in evaluation mode the one that inference gives."""
+        if not self.training:
+            found = self._infer(self._start_posterior(target), target)
+            return target, GaussianLatent(found.mean, None) if self._points else found
         if self.encoder is not None:
-            return self.encoder(*self.pseudo(read))
+            return context, self.encoder(*self.pseudo(context))
         assert self.locals is not None
-        return self.locals(read.index)
+        return target, self.locals(target.index)
 
     def _start_posterior(self, context: Observations) -> GaussianLatent:
         if self.encoder is not None:

@@ -10,7 +10,7 @@ from consilience.blocks.factors import FactorPosterior, fit_factors
 from consilience.blocks.gp import SparseGP
 from consilience.blocks.kernels import AbstractKernel, Linear
 from consilience.blocks.laplace import View
-from consilience.blocks.likelihoods import Gaussian, StudentT
+from consilience.blocks.likelihoods import Gaussian
 from consilience.blocks.posteriors import AmortisedPosterior, LocalPosterior, from_precision
 from consilience.data.observations import Observations
 from consilience.models.base import slot
@@ -67,8 +67,10 @@ def fit_start(model: _Startable, target: Observations, *, shared: int) -> None:
         _start_decoder(view, z[:, view.columns], loadings[cells[name]], start.offset[cells[name]], noise[cells[name]])
         for _ in range(1 if isinstance(view.likelihood, Gaussian) else 5):
             features = view.gp.features(z[:, view.columns])
-            _, g, h = view.likelihood.slopes(view.part, *view.gp.moments(features))
-            view.gp.natural_step(features.a, g, (-2 * h).clamp_min(0), scale=model.total / len(some), rate=1.0)
+            mean, variance = view.gp.moments(features)
+            _, g, h = view.likelihood.slopes(view.part, mean, variance)
+            w = view.likelihood.precision(view.part, mean, h)
+            view.gp.natural_step(features.a, g, w, scale=model.total / len(some), rate=1.0)
 
 
 def _start_decoder(view: View, z: Tensor, loadings: Tensor, offset: Tensor, noise: Tensor) -> None:
@@ -79,13 +81,11 @@ def _start_decoder(view: View, z: Tensor, loadings: Tensor, offset: Tensor, nois
     if len(chosen) < count:  # fewer objects than inducing inputs: fill up from the prior
         chosen = torch.cat([chosen, torch.randn(count - len(chosen), z.shape[1], dtype=z.dtype)])
     gp.inducing.copy_(chosen)
-    gp.constant.copy_(offset)
+    gp.constant.copy_(view.likelihood.start(offset, noise))
     strength = loadings[:, view.columns].square().mean(0).clamp_min(1e-4)
     for kernel in _leaves(gp.kernel):
         if isinstance(kernel, Linear):
             kernel.log_variance.copy_(strength.log())
-    if isinstance(view.likelihood, Gaussian | StudentT):
-        view.likelihood.log_noise.copy_(noise.clamp_min(1e-4).log())
 
 
 def _start_locals(locals_: LocalPosterior, factors: FactorPosterior, pseudo: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -113,4 +113,3 @@ def _cells(model: _Startable) -> dict[str, slice]:
 
 def _leaves(kernel: AbstractKernel) -> list[AbstractKernel]:
     return [module for module in kernel.modules() if isinstance(module, AbstractKernel)]
-

@@ -18,6 +18,7 @@ class Stage(Frozen):
     steps: int = Field(ge=1)
     groups: tuple[str, ...] = ()  # parameter groups that move; all when empty
     weights: dict[str, Weight] = {}  # over the configuration's own
+    gradient: bool = True  # False: only closed-form steps, at the posteriors that inference gives
 
 
 class TrainConfig(Frozen):

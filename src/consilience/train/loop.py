@@ -73,7 +73,7 @@ def train(
     table = data.to(fabric.device, dtype)
     valid = None if held_out is None else held_out.to(fabric.device, dtype)
     model.to(fabric.device, dtype)
-    stages = config.stages or (Stage(name="train", steps=_steps(config, len(data))),)
+    stages = config.stages or _stages(_steps(config, len(data)), family.refit)
     key = _key(family, config, data)
     directory = None if config.checkpoint is None else Path(config.checkpoint)
     if resume and directory is None:
@@ -126,6 +126,7 @@ class _StageLoop:
             [{"params": list(g.parameters.values()), "factor": g.factor} for g in groups], lr=config.learning_rate
         )
         _, self.wrapped_optimiser = fabric.setup(model, self.optimiser)
+        model.train(stage.gradient)
         self.schedule = BatchSchedule(len(table), config.batch_size, _number(config.seed, stage.name))
         self.weights = {**config.weights, **stage.weights}
 
@@ -142,7 +143,7 @@ class _StageLoop:
             while step < self.stage.steps and not stopped:
                 self._step(step, run)
                 step += 1
-                if step % self.config.evaluate_every == 0 or step == self.stage.steps:
+                if self._due(step):
                     stopped = self._evaluate(step, run)
                     bar.advance(step, f"{run.history[-1]['train/total']:.2f} nats")
                 last = stopped or step == self.stage.steps
@@ -152,6 +153,9 @@ class _StageLoop:
             self.model.load_state_dict(run.best_state)
             self.model.refresh()
 
+    def _due(self, step: int) -> bool:
+        return step % self.config.evaluate_every == 0 or step == self.stage.steps
+
     def _step(self, step: int, run: _Run) -> None:
         torch.manual_seed(_number(self.config.seed, f"{self.stage.name}/{step}"))
         target = self.table[torch.as_tensor(self.schedule.rows(step)).numpy()]
@@ -160,6 +164,13 @@ class _StageLoop:
         weights = _Weights(step, self.weights)
         scale = len(self.table) / len(target)
         self.model.closed_form_step(context, target, scale, weights, self.config.closed_form_rate * rate)
+        if not self.stage.gradient:
+            if self._due(step + 1):
+                with torch.no_grad():
+                    terms = self.model(context, target)
+                total, values = objective(terms, weights_at(step, terms, self.weights))
+                run.averages = {**values, "total": float(total)}
+            return
         with self.fabric.autocast():  # the batch has the model's precision: Fabric's own cast cannot read it
             terms = self.model(context, target)
         total, values = objective(terms, weights_at(step, terms, self.weights))
@@ -231,6 +242,11 @@ def _policy(family: AbstractFamily, config: TrainConfig) -> AbstractPolicy | Non
     if config.masking == "none":
         return None
     return family.default_policy if config.masking == "default" else config.masking
+
+
+def _stages(steps: int, refit: float) -> tuple[Stage, ...]:
+    trained = Stage(name="train", steps=steps)
+    return (trained, Stage(name="refit", steps=math.ceil(refit * steps), gradient=False)) if refit else (trained,)
 
 
 def _steps(config: TrainConfig, rows: int) -> int:
