@@ -8,8 +8,9 @@ import scipy.stats
 import torch
 from scipy.integrate import quad
 
-from consilience.blocks.likelihoods import Gaussian, Heteroscedastic, build_likelihood
+from consilience.blocks.likelihoods import Gaussian, build_likelihood
 from consilience.blocks.noise import Noise
+from consilience.blocks.scatter import Heteroscedastic
 from consilience.data.observations import Modality
 from consilience.data.schema import ModalitySpec
 

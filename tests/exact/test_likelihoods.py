@@ -117,6 +117,25 @@ def test_slopes_equal_finite_differences(case):
         torch.testing.assert_close(slope, ((ends[0] - ends[1]) / (2 * step)).detach(), rtol=1e-5, atol=1e-7)
 
 
+def test_the_closed_form_step_of_gaussian_noise_is_maximum_likelihood():
+    """Known and different error bars, a known function: the fixed point is where the likelihood's slope vanishes."""
+    generator = torch.Generator().manual_seed(0)
+    rows, sigma = 4000, torch.rand(4000, 4, generator=torch.Generator().manual_seed(1)).double()
+    spread = (torch.as_tensor(NOISE) + sigma.square()).sqrt()
+    value = spread * torch.randn(rows, 4, generator=generator, dtype=torch.float64)
+    part = Modality(value, torch.full((rows, 4), 2, dtype=torch.int8), sigma)
+    likelihood, zero = Gaussian(4).double(), torch.zeros(rows, 4).double()
+    for _ in range(40):
+        likelihood.learn(part, zero, zero, 1.0)
+    slope = torch.autograd.grad(likelihood.expected(part, zero, zero).mean(0).sum(), likelihood.log_noise)[0]
+    assert slope.abs().max() < 1e-8
+    torch.testing.assert_close(likelihood.learned().detach(), torch.as_tensor(NOISE), rtol=0.1, atol=0)
+    unseen = Modality(value, torch.zeros_like(part.state), sigma)
+    before = likelihood.learned().detach()
+    likelihood.learn(unseen, zero, zero, 1.0)
+    torch.testing.assert_close(likelihood.learned().detach(), before)
+
+
 @torch.no_grad()
 def test_predictive_is_above_the_expectation(case):
     likelihood, part, _, _ = case

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from consilience.blocks.gp import SparseGP
-from consilience.blocks.likelihoods import AbstractLikelihood
+from consilience.blocks.likelihood_base import AbstractLikelihood
 from consilience.blocks.products import product
 from consilience.data.observations import Modality
 

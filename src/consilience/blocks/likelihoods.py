@@ -1,86 +1,30 @@
-r"""Likelihoods :math:`p(x \mid f)` of one modality's cells, given Gaussian functions :math:`f \sim N(\mu, v)`.
-
-Each gives the expected log-likelihood :math:`E = E_{N(\mu, v)} \log p(x \mid f)`, its slopes
-:math:`g = \partial E/\partial\mu` and :math:`h = \partial E/\partial v`, the log predictive density
-:math:`\log \int p(x \mid f) N(f; \mu, v)\,\mathrm df` and draws. The measured error bar s adds to the learned variance.
-Unseen cells give exactly zero.
-"""
+"""Likelihoods of values, counts, flags and classes, and the choice of one by name."""
 
 import math
-from abc import ABC, abstractmethod
+from abc import ABC
 
 import scipy.stats
 import torch
 from torch import Tensor, nn
 
+from consilience.blocks.likelihood_base import FLOOR, AbstractLikelihood, known_variance
 from consilience.blocks.noise import Noise
-from consilience.blocks.quadrature import FEW, average, log_average, nodes
+from consilience.blocks.quadrature import average, log_average, nodes
+from consilience.blocks.scatter import Heteroscedastic
 from consilience.data.observations import Modality, State
 from consilience.data.schema import ModalitySpec
 from consilience.errors import SchemaError
 
 __all__ = [
-    "AbstractLikelihood",
     "Bernoulli",
     "Categorical",
     "Gaussian",
-    "Heteroscedastic",
     "Poisson",
     "StudentT",
     "build_likelihood",
 ]
 
-FLOOR = 1e-6  # smallest learned variance, in squared model units
-STEEP = 30.0  # largest logarithm of a variance, which must not overflow
 LEAST_NOISE = 1e-4  # smallest learned variance at which training starts
-
-
-class AbstractLikelihood(nn.Module, ABC):
-    """p(x | f) over the D cells of a modality; ``functions`` latent functions per cell."""
-
-    functions: int = 1
-    takes_limits: bool = False
-
-    @abstractmethod
-    def expected(self, part: Modality, mean: Tensor, variance: Tensor) -> Tensor:
-        """E log p(x | f) of each cell, shape (B, D); zero where unseen."""
-
-    @abstractmethod
-    def log_predictive(self, part: Modality, mean: Tensor, variance: Tensor) -> Tensor:
-        """Log of ∫ p(x | f) N(f) df of each cell, shape (B, D); zero where unseen."""
-
-    @abstractmethod
-    def draw(self, mean: Tensor, variance: Tensor, noise: Noise, name: str) -> Tensor:
-        """Draws of x without measurement error, shape (S, B, D), from moments of shape (S, B, D · functions)."""
-
-    @abstractmethod
-    def pseudo(self, part: Modality) -> tuple[Tensor, Tensor]:
-        """A Gaussian look-alike of the data on the scale of f: value and known variance, each (B, D · functions)."""
-
-    def conjugate(self, part: Modality) -> bool:
-        """Whether the slopes do not depend on the variance of f, so that one natural step of rate 1 is the optimum."""
-        return False
-
-    def precision(self, part: Modality, mean: Tensor, h: Tensor) -> Tensor:
-        """w >= 0 of a natural-gradient or Gauss-Newton step, from the slope h; shape (B, D · functions)."""
-        return (-2 * h).clamp_min(0)
-
-    def start(self, offset: Tensor, noise: Tensor) -> Tensor:
-        """Take the noise of a linear fit to :meth:`pseudo`; the constants at which the functions begin.
-
-        Arguments:
-            offset: Constants of that fit, shape (D · functions,).
-            noise: Its residual variances, shape (D · functions,).
-        """
-        return offset
-
-    def slopes(self, part: Modality, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """E (B, D) and its slopes g = ∂E/∂μ and h = ∂E/∂v, each (B, D · functions)."""
-        with torch.enable_grad():
-            mean, variance = mean.detach().requires_grad_(), variance.detach().requires_grad_()
-            expected = self.expected(part, mean, variance)
-            g, h = torch.autograd.grad(expected.sum(), (mean, variance))
-        return expected.detach(), g, h
 
 
 class _Noisy(AbstractLikelihood, ABC):
@@ -105,7 +49,7 @@ class _Noisy(AbstractLikelihood, ABC):
 
     def pseudo(self, part: Modality) -> tuple[Tensor, Tensor]:
         # a bound is a poor value: let it count as one with the modality's own spread
-        return part.value, _known(part) + (part.state > State.MEASURED).to(part.value.dtype)
+        return part.value, known_variance(part) + (part.state > State.MEASURED).to(part.value.dtype)
 
 
 class Gaussian(_Noisy):
@@ -136,6 +80,15 @@ class Gaussian(_Noisy):
         with torch.no_grad():
             w = torch.where(part.measured, 1 / self.total(part), 0.0)
             return self.expected(part, mean, variance), w * (part.value - mean), -0.5 * w
+
+    @torch.no_grad()
+    def learn(self, part: Modality, mean: Tensor, variance: Tensor, rate: float) -> None:
+        # Fisher scoring of an additive variance, the error bars being known, as in factor analysis
+        weight = torch.where(part.measured, 1 / self.total(part).square(), 0.0)
+        residual = (part.value - mean).square() + variance - known_variance(part)
+        total = weight.sum(0)
+        target = torch.where(total > 0, (weight * residual).sum(0) / total.clamp_min(1e-30), self.learned())
+        self.log_noise.copy_((torch.lerp(self.learned(), target, rate) - FLOOR).clamp_min(FLOOR).log())
 
     def log_predictive(self, part: Modality, mean: Tensor, variance: Tensor) -> Tensor:
         spread = self.total(part) + variance
@@ -176,90 +129,6 @@ class StudentT(_Noisy):
         u = noise.uniform(f"value/{name}", len(mean), mean.shape[2:])
         t = scipy.stats.t.ppf(_open(u).double().cpu().numpy(), self.freedom().detach().double().cpu().numpy())
         return f + self.learned().sqrt() * torch.as_tensor(t).to(f)
-
-
-class Heteroscedastic(AbstractLikelihood):
-    r"""Cells whose scatter is a second function and whose shape is learned: :math:`x = f + e^{g/2} \eta + s \epsilon`.
-
-    :math:`\eta` of each cell is a mixture of three Gaussians with mean 0 and variance 1, convolved exactly with the
-    error bar :math:`s` and with the uncertainty of f: skewed and heavy-tailed scatter, intrinsic and not measured.
-    E is averaged over Gauss-Hermite nodes of f and g, the predictive density over nodes of g.
-
-    References:
-        | Variational heteroscedastic Gaussian process regression (Lázaro-Gredilla & Titsias, 2011)
-        | Chained Gaussian processes (Saul et al., 2016) | https://arxiv.org/abs/1604.05263
-        | Extreme deconvolution (Bovy, Hogg & Roweis, 2011), for mixtures under error bars
-    """
-
-    functions = 2
-
-    def __init__(self, cells: int) -> None:
-        super().__init__()
-        self.cells = cells
-        self.log_weight = nn.Parameter(torch.zeros(cells, 3))
-        self.shift = nn.Parameter(torch.tensor([-0.7, 0.0, 0.7]).repeat(cells, 1))
-        self.log_width = nn.Parameter(torch.zeros(cells, 3))
-
-    def shape(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Weights, means and variances of the components of η, each (D, 3)."""
-        weight = self.log_weight.softmax(-1)
-        mean = self.shift - (weight * self.shift).sum(-1, keepdim=True)
-        variance = (2 * self.log_width).exp()
-        total = (weight * (variance + mean.square())).sum(-1, keepdim=True)
-        return weight, mean / total.sqrt(), variance / total
-
-    def _log_prob(self, part: Modality, f: Tensor, variance: Tensor, g: Tensor) -> Tensor:
-        """log p(x | g) for a Gaussian f of this variance, over leading axes of f and g."""
-        weight, shift, width = self.shape()
-        scatter = g.clamp(-STEEP, STEEP).exp()[..., None]
-        tau = scatter * width + (FLOOR + _known(part) + variance)[..., None]
-        away = (part.value - f)[..., None] - scatter.sqrt() * shift
-        return torch.logsumexp(weight.log() - 0.5 * (torch.log(2 * math.pi * tau) + away.square() / tau), -1)
-
-    def expected(self, part: Modality, mean: Tensor, variance: Tensor) -> Tensor:
-        (mean, log_mean), (variance, log_variance) = self._split(mean), self._split(variance)
-        f, g = nodes(mean, variance, FEW)[:, None], nodes(log_mean, log_variance, FEW)
-        value = average(average(self._log_prob(part, f, torch.zeros_like(f), g)))
-        return torch.where(part.seen, value, 0.0)
-
-    def precision(self, part: Modality, mean: Tensor, h: Tensor) -> Tensor:
-        # a = e^g / τ bounds the curvature along g up to outliers, also where it is convex (above the scatter that the
-        # residuals show, or under large error bars): steps of g stay of order one
-        scatter = self._split(mean)[1].clamp(-STEEP, STEEP).exp()
-        bound = torch.where(part.seen, 0.5 * scatter / (scatter + FLOOR + _known(part)), 0.0)
-        return torch.maximum(super().precision(part, mean, h), torch.stack([0 * bound, bound], -1).flatten(-2))
-
-    def log_predictive(self, part: Modality, mean: Tensor, variance: Tensor) -> Tensor:
-        (mean, log_mean), (variance, log_variance) = self._split(mean), self._split(variance)
-        value = self._log_prob(part, mean, variance, nodes(log_mean, log_variance))
-        return torch.where(part.seen, log_average(value), 0.0)
-
-    def draw(self, mean: Tensor, variance: Tensor, noise: Noise, name: str) -> Tensor:
-        normal = noise.normal(f"function/{name}", len(mean), mean.shape[2:])
-        f, g = self._split(mean + variance.sqrt() * normal)
-        weight, shift, width = self.shape()
-        chosen = noise.uniform(f"component/{name}", len(mean), (self.cells,))[..., None] > weight.cumsum(-1)[:, :-1]
-        number = chosen.sum(-1, keepdim=True)
-        shift, width = (array.expand(*f.shape, 3).gather(-1, number)[..., 0] for array in (shift, width))
-        eta = shift + width.sqrt() * noise.normal(f"value/{name}", len(mean), (self.cells,))
-        return f + (0.5 * g.clamp(-STEEP, STEEP)).exp() * eta
-
-    def start(self, offset: Tensor, noise: Tensor) -> Tensor:
-        constant = offset.clone().view(self.cells, 2)
-        # factor analysis may leave a cell no noise at all, which a first step of g could not leave
-        constant[:, 1] = noise.view(self.cells, 2)[:, 0].clamp_min(0.05).log()
-        return constant.flatten()
-
-    def pseudo(self, part: Modality) -> tuple[Tensor, Tensor]:
-        # one value says next to nothing of the scatter around it
-        value, known = part.value, _known(part)
-        silent = torch.full_like(known, 1e6)
-        return torch.stack([value, 0 * value], -1).flatten(-2), torch.stack([known, silent], -1).flatten(-2)
-
-    def _split(self, array: Tensor) -> tuple[Tensor, Tensor]:
-        """Those of f and those of g, each (…, D)."""
-        f, g = array.unflatten(-1, (self.cells, 2)).unbind(-1)
-        return f, g
 
 
 class Poisson(AbstractLikelihood):
@@ -381,11 +250,6 @@ def build_likelihood(name: str | None, spec: ModalitySpec) -> AbstractLikelihood
 
 def _has_limits(part: Modality) -> bool:
     return bool((part.state > State.MEASURED).any())
-
-
-def _known(part: Modality) -> Tensor:
-    """s², zero without error bars."""
-    return torch.zeros_like(part.value) if part.sigma is None else part.sigma.square()
 
 
 def _sign(part: Modality) -> Tensor:

@@ -26,7 +26,8 @@ from consilience.blocks.factors import FactorPosterior
 from consilience.blocks.gp import SparseGP
 from consilience.blocks.kernels import build_kernel
 from consilience.blocks.laplace import View, gauss_newton
-from consilience.blocks.likelihoods import AbstractLikelihood, Gaussian, StudentT, build_likelihood
+from consilience.blocks.likelihood_base import AbstractLikelihood
+from consilience.blocks.likelihoods import Gaussian, StudentT, build_likelihood
 from consilience.blocks.posteriors import (
     AmortisedPosterior,
     GaussianLatent,
@@ -168,11 +169,13 @@ class _Module(AbstractModel):
             gp = self._decoder(name)
             features = gp.features(z[:, self.columns[name]])
             cells, likelihood = flat(part), self._likelihood(name)
-            if likelihood.conjugate(cells):
+            if self.training and likelihood.conjugate(cells):
                 mean = gp.mean_at(features)
                 variance = torch.zeros_like(mean)
             else:
                 mean, variance = gp.moments(features)
+            if not self.training:
+                likelihood.learn(cells, mean, variance, rate)
             _, g, h = likelihood.slopes(cells, mean, variance)
             relative = scale * weight / max(weights.get("kl/inducing", 1.0), LEAST)
             gp.natural_step(features.a, g, likelihood.precision(cells, mean, h), scale=relative, rate=rate)
