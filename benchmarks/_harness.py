@@ -39,14 +39,19 @@ def main(name: str, measure: Callable[[int, bool], Results], argv: Sequence[str]
     return found
 
 
-def turns(steps: Mapping[str, Callable[[], object]], *, repeats: int, warm: int = 2) -> dict[str, np.ndarray]:
-    """Seconds of every call, shape (repeats,), by contender.
+def turns(
+    steps: Mapping[str, Callable[[], object]], *, repeats: int, streak: int = 1, warm: int = 2
+) -> dict[str, np.ndarray]:
+    """Seconds of every call, shape (repeats * streak,), by contender.
 
-    Contenders take turns, call by call, so that a busy moment of the machine meets all of them alike.
+    Contenders take turns, so that a busy moment of the machine meets all of them alike. Within a turn the calls follow
+    each other as in training; the first, which finds the caches full of what another contender left, is not counted
+    where there are more.
 
     Arguments:
         steps: What is timed, by name.
-        repeats: Timed calls of each.
+        repeats: Turns of each.
+        streak: Timed calls in a turn.
         warm: Calls of each before timing starts.
     """
     for step in steps.values():
@@ -55,7 +60,10 @@ def turns(steps: Mapping[str, Callable[[], object]], *, repeats: int, warm: int 
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(repeats):
         for name, step in steps.items():
-            begun = time.perf_counter()
-            step()
-            seconds[name].append(time.perf_counter() - begun)
+            if streak > 1:
+                step()
+            for _ in range(streak):
+                begun = time.perf_counter()
+                step()
+                seconds[name].append(time.perf_counter() - begun)
     return {name: np.array(values) for name, values in seconds.items()}

@@ -43,9 +43,7 @@ def linear_decoder(seed, loadings, offset):
         gp.constant.copy_(offset)
         a = gp.features(torch.eye(latent, dtype=torch.float64)).a
         weights = torch.linalg.solve(a, loadings.mT).mT
-        gp.natural_precision.copy_(1e10 * torch.eye(latent).expand_as(gp.natural_precision))
-        gp.natural_mean.copy_(1e10 * weights)
-        gp.refresh()
+        gp.set_natural(1e10 * torch.eye(latent).expand_as(gp.natural_precision), 1e10 * weights)
     return gp
 
 

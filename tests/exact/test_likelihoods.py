@@ -125,7 +125,7 @@ def test_the_closed_form_step_of_gaussian_noise_is_maximum_likelihood():
     value = spread * torch.randn(rows, 4, generator=generator, dtype=torch.float64)
     part = Modality(value, torch.full((rows, 4), 2, dtype=torch.int8), sigma)
     likelihood, zero = Gaussian(4).double(), torch.zeros(rows, 4).double()
-    for _ in range(40):
+    for _ in range(400):
         likelihood.learn(part, zero, zero, 1.0)
     slope = torch.autograd.grad(likelihood.expected(part, zero, zero).mean(0).sum(), likelihood.log_noise)[0]
     assert slope.abs().max() < 1e-8

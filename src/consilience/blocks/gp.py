@@ -57,31 +57,35 @@ class SparseGP(nn.Module):
         outputs: D.
     """
 
-    rows: Tensor  # of the lower triangle of an (M, M) matrix
-    columns: Tensor
-    natural_precision: Tensor  # Λ_d, shape (D, M, M)
+    # Λ_d in blocks, of the first H = M // 2 inducing inputs, of the others with them, and of the others: what an
+    # inverse by Schur complements reads, and three quarters of the whole
+    first: Tensor  # (D, H, H)
+    across: Tensor  # (D, M - H, H)
+    second: Tensor  # (D, M - H, M - H)
     natural_mean: Tensor  # θ_d, shape (D, M)
     mean: Tensor  # m_d, shape (D, M)
-    covariance: Tensor  # S_d as a packed triangle, off-diagonal doubled, shape (D, ≥ M (M + 1) / 2)
+    covariance: Tensor  # S_d packed: triangle of the first, across, triangle of the second, off-diagonal doubled
     log_determinant: Tensor  # log |Λ_d|, shape (D,)
     trace: Tensor  # tr S_d, shape (D,)
-    rows: Tensor
+    rows: Tensor  # of each packed cell, shape (≥ M (M + 1) / 2,)
     columns: Tensor
-    times: Tensor
 
     def __init__(self, kernel: AbstractKernel, inducing: Tensor, outputs: int) -> None:
         super().__init__()
         self.kernel = kernel
         self.inducing = nn.Parameter(inducing.clone())
         self.constant = nn.Parameter(torch.zeros(outputs))
-        size = len(inducing)
-        rows, columns = torch.tril_indices(size, size)
-        self.cells = len(rows)
-        # the triangle is filled up with cells of weight zero, see products.py
+        size, half = len(inducing), len(inducing) // 2
+        first, second = torch.tril_indices(half, half), torch.tril_indices(size - half, size - half) + half
+        across = torch.cartesian_prod(torch.arange(half, size), torch.arange(half)).mT
+        rows, columns = torch.cat([first, across, second], 1)
+        self.split, self.cells = half, len(rows)
+        # filled up with cells that stay zero, see products.py
         self.register_buffer("rows", fill_up(rows), persistent=False)
         self.register_buffer("columns", fill_up(columns), persistent=False)
-        self.register_buffer("times", fill_up(torch.where(rows == columns, 1.0, 2.0)), persistent=False)
-        self.register_buffer("natural_precision", torch.eye(size).repeat(outputs, 1, 1))
+        self.register_buffer("first", torch.eye(half).repeat(outputs, 1, 1))
+        self.register_buffer("across", torch.zeros(outputs, size - half, half))
+        self.register_buffer("second", torch.eye(size - half).repeat(outputs, 1, 1))
         self.register_buffer("natural_mean", torch.zeros(outputs, size))
         for name, shape in (("mean", (outputs, size)), ("covariance", (outputs, len(self.rows)))):
             self.register_buffer(name, torch.zeros(shape), persistent=False)
@@ -151,41 +155,91 @@ class SparseGP(nn.Module):
             scale: Rows that each row of the batch stands for, over the weight of the KL.
             rate: In (0, 1].
         """
-        outputs, size = self.mean.shape
-        square = (a[:, :, None] * a[:, None, :]).reshape(len(a), size * size)
+        head, tail = a[:, : self.split], a[:, self.split :]
+        for block, left, right in ((self.first, head, head), (self.across, tail, head), (self.second, tail, tail)):
+            # Λ ← (1 - ρ) Λ + ρ (I + s Σ_n w A Aᵀ) as GEMMs into the buffers
+            square = (left[:, :, None] * right[:, None, :]).flatten(1)
+            block.flatten(1).addmm_(precision.mT, square, beta=1 - rate, alpha=rate * scale)
+        for block in (self.first, self.second):
+            block.diagonal(dim1=-2, dim2=-1).add_(rate)
         site = gradient + precision * (a @ self.mean.mT)
-        # Λ ← (1 - ρ) Λ + ρ (I + s Σ_n w A Aᵀ) as one GEMM into the buffer
-        flat = self.natural_precision.view(outputs, size * size)
-        flat.addmm_(precision.mT, square, beta=1 - rate, alpha=rate * scale)
-        self.natural_precision.diagonal(dim1=-2, dim2=-1).add_(rate)
         self.natural_mean.lerp_(scale * site.mT @ a, rate)
+        self.refresh()
+
+    @property
+    def natural_precision(self) -> Tensor:
+        """Λ_d, shape (D, M, M)."""
+        upper = torch.cat([self.first, self.across.mT], -1)
+        return torch.cat([upper, torch.cat([self.across, self.second], -1)], -2)
+
+    @torch.no_grad()
+    def set_natural(self, precision: Tensor, mean: Tensor) -> None:
+        """Make q(v) that of Λ (D, M, M) and θ (D, M)."""
+        half = self.split
+        self.first.copy_(precision[:, :half, :half])
+        self.across.copy_(precision[:, half:, :half])
+        self.second.copy_(precision[:, half:, half:])
+        self.natural_mean.copy_(mean)
         self.refresh()
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Recompute m, S, log|Λ| and tr S from the natural parameters (after a step or a load)."""
-        for chunk in torch.arange(len(self.mean)).split(CHUNK):
-            some = slice(int(chunk[0]), int(chunk[-1]) + 1)
-            precision = self.natural_precision[some]
-            covariance, log_determinant = inverse(precision)
-            if not bool(torch.isfinite(log_determinant).all()):  # float32 lost definiteness: the same in float64
-                wide, log_determinant = inverse(precision.double())
-                covariance = wide.to(precision.dtype)
-            self.mean[some] = (covariance @ self.natural_mean[some][..., None])[..., 0]
-            packed = covariance.flatten(1).index_select(1, self.rows * len(self.inducing) + self.columns)
-            torch.mul(packed, self.times, out=self.covariance[some])
-            self.log_determinant[some] = log_determinant.to(precision.dtype)
-            self.trace[some] = covariance.diagonal(dim1=-2, dim2=-1).sum(-1)
+        half = self.split
+        ends = self._triangle(half), self._triangle(len(self.inducing) - half)
+        edges = len(ends[0][0]), len(ends[0][0]) + self.across[0].numel()
+        for start in range(0, len(self.mean), CHUNK):
+            some = slice(start, start + CHUNK)
+            first, across, second, log_determinant = _blocks(self.first[some], self.across[some], self.second[some])
+            self.log_determinant[some], packed = log_determinant, self.covariance[some]
+            head, tail = self.natural_mean[some, :half, None], self.natural_mean[some, half:, None]
+            self.mean[some, :half] = (first @ head + across.mT @ tail)[..., 0]
+            self.mean[some, half:] = (across @ head + second @ tail)[..., 0]
+            for block, (cells, times), part in (
+                (first, ends[0], slice(0, edges[0])),
+                (second, ends[1], slice(edges[1], self.cells)),
+            ):
+                torch.mul(block.flatten(1).index_select(1, cells), times, out=packed[:, part])
+            torch.mul(across.flatten(1), 2.0, out=packed[:, edges[0] : edges[1]])
+            self.trace[some] = first.diagonal(dim1=-2, dim2=-1).sum(-1) + second.diagonal(dim1=-2, dim2=-1).sum(-1)
+
+    def _triangle(self, size: int) -> tuple[Tensor, Tensor]:
+        """Flat places of a lower triangle, and how often each counts."""
+        rows, columns = torch.tril_indices(size, size, device=self.mean.device)
+        return rows * size + columns, torch.where(rows == columns, 1.0, 2.0).to(self.mean)
 
 
-def inverse(precision: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Inverse and log-determinant of symmetric positive definite matrices (C, M, M), by Schur complements.
+def _blocks(first: Tensor, across: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Blocks of the inverse, and the log-determinant; in float64 where float32 lost definiteness."""
+    found = invert_blocks(first, across, second)
+    if bool(torch.isfinite(found[-1]).all()):
+        return found
+    wide = invert_blocks(first.double(), across.double(), second.double())
+    return tuple(part.to(first.dtype) for part in wide)  # type: ignore[return-value]
 
-    With :math:`P = \begin{pmatrix} A & B^\top \\ B & C \end{pmatrix}`, :math:`T = B A^{-1}` and
-    :math:`\Sigma = C - T B^\top`,
+
+def invert_blocks(first: Tensor, across: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    r"""Blocks of the inverse of :math:`P = \begin{pmatrix} A & B^\top \\ B & C \end{pmatrix}`, and log|P|.
+
+    With :math:`T = B A^{-1}` and :math:`\Sigma = C - T B^\top`,
 
     .. math:: P^{-1} = \begin{pmatrix} A^{-1} + T^\top \Sigma^{-1} T & -T^\top \Sigma^{-1} \\
               -\Sigma^{-1} T & \Sigma^{-1} \end{pmatrix}, \qquad \log|P| = \log|A| + \log|\Sigma|.
+
+    Arguments:
+        first: A, shape (C, H, H).
+        across: B, shape (C, K, H).
+        second: C, shape (C, K, K).
+    """
+    inner, log_first = inverse(first)
+    t = across @ inner
+    schur, log_second = inverse(torch.baddbmm(second, t, across.mT, alpha=-1))
+    corner = torch.bmm(schur, t).neg_()
+    return torch.baddbmm(inner, t.mT, corner, alpha=-1), corner, schur, log_first + log_second
+
+
+def inverse(precision: Tensor) -> tuple[Tensor, Tensor]:
+    """Inverse and log-determinant of symmetric positive definite matrices (C, M, M), by Schur complements.
 
     Nearly all the work is batched matrix products, about twice as fast here as a batched Cholesky inverse. A matrix
     that is not positive definite gives NaN.
@@ -202,14 +256,10 @@ def inverse(precision: Tensor) -> tuple[Tensor, Tensor]:
             factor[failed > 0] = torch.nan
         return torch.cholesky_inverse(factor), log_determinant.masked_fill(failed > 0, torch.nan)
     half = size // 2
-    lower = precision[:, half:, :half]
-    first, log_first = inverse(precision[:, :half, :half])
-    t = lower @ first
-    second, log_second = inverse(precision[:, half:, half:] - t @ lower.mT)
-    corner = -second @ t
     found = torch.empty_like(precision)
-    found[:, half:, half:] = second
-    found[:, half:, :half] = corner
-    found[:, :half, half:] = corner.mT
-    found[:, :half, :half] = torch.baddbmm(first, corner.mT, t, alpha=-1)
-    return found, log_first + log_second
+    first, corner, second, log_determinant = invert_blocks(
+        precision[:, :half, :half], precision[:, half:, :half], precision[:, half:, half:]
+    )
+    found[:, :half, :half], found[:, half:, half:] = first, second
+    found[:, half:, :half], found[:, :half, half:] = corner, corner.mT
+    return found, log_determinant

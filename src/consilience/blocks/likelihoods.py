@@ -83,12 +83,12 @@ class Gaussian(_Noisy):
 
     @torch.no_grad()
     def learn(self, part: Modality, mean: Tensor, variance: Tensor, rate: float) -> None:
-        # Fisher scoring of an additive variance, the error bars being known, as in factor analysis
-        weight = torch.where(part.measured, 1 / self.total(part).square(), 0.0)
-        residual = (part.value - mean).square() + variance - known_variance(part)
+        # stationary where Σ r²/τ² = Σ 1/τ; as a factor, the step keeps the variance positive in any small batch
+        weight = torch.where(part.measured, 1 / self.total(part), 0.0)
+        residual = (part.value - mean).square() + variance
         total = weight.sum(0)
-        target = torch.where(total > 0, (weight * residual).sum(0) / total.clamp_min(1e-30), self.learned())
-        self.log_noise.copy_((torch.lerp(self.learned(), target, rate) - FLOOR).clamp_min(FLOOR).log())
+        factor = torch.where(total > 0, (weight.square() * residual).sum(0) / total.clamp_min(1e-30), 1.0)
+        self.log_noise.add_(torch.log1p(rate * (factor - 1))).clamp_(min=math.log(FLOOR))
 
     def log_predictive(self, part: Modality, mean: Tensor, variance: Tensor) -> Tensor:
         spread = self.total(part) + variance
