@@ -30,7 +30,7 @@ from consilience.blocks.products import fill_up, product
 __all__ = ["Features", "SparseGP", "inverse"]
 
 JITTER = 1e-6
-CHUNK = 48  # outputs inverted together: a few megabytes, so that they stay in cache
+CHUNK = 64  # outputs inverted together: a few megabytes, so that they stay in cache
 FEW = 16  # outputs below which packing the features costs more than it saves
 LEAF = 30  # below this a Cholesky factorisation is faster than another halving
 
