@@ -31,7 +31,8 @@ cs.fit(FAMILIES[sys.argv[1]], plain(), config(), resume=sys.argv[2])
 
 
 def config(**options):
-    stages = (cs.train.config.Stage(name="first", steps=40), cs.train.config.Stage(name="second", steps=60))
+    first, second = cs.train.config.Stage(name="first", steps=40), cs.train.config.Stage(name="second", steps=60)
+    stages = (first, second, cs.train.config.Stage(name="refit", steps=20, gradient=False))
     return cs.TrainConfig(
         batch_size=16, validation=0.2, evaluate_every=20, checkpoint_every=10, stages=stages, **options
     )
@@ -64,7 +65,7 @@ def test_kill_9_and_resume_gives_the_weights_of_an_uninterrupted_run(kind, tmp_p
     assert_same(cs.fit(FAMILIES[kind], plain(), config(), resume=folder), uninterrupted)
 
 
-@pytest.mark.parametrize("step", [10, 40, 50])
+@pytest.mark.parametrize("step", [10, 40, 50, 100, 110])
 def test_resuming_from_any_checkpoint_ends_alike(step, tmp_path, monkeypatch):
     """Also at the boundary of the stages, where the optimiser starts anew."""
     import consilience.train.loop as loop
@@ -74,7 +75,7 @@ def test_resuming_from_any_checkpoint_ends_alike(step, tmp_path, monkeypatch):
 
     def save(directory, checkpoint):
         save_checkpoint(directory, checkpoint)
-        if checkpoint.meta["stage"] * 40 + checkpoint.meta["step"] >= step:
+        if (0, 40, 100)[checkpoint.meta["stage"]] + checkpoint.meta["step"] >= step:
             raise Killed
 
     with monkeypatch.context() as patch:

@@ -156,7 +156,10 @@ class _Module(AbstractModel):
     def closed_form_step(
         self, context: Observations, target: Observations, scale: float, weights: Mapping[str, float], rate: float
     ) -> None:
-        """Natural-gradient step of every q(u); with weights a on nll and β on kl/inducing its scale is a/β."""
+        """Natural-gradient step of every q(u); with weights a on nll and β on kl/inducing its scale is a/β.
+
+        In evaluation mode the population prior and the likelihoods take their closed-form steps too.
+        """
         read, posterior = self._training_posterior(context, target)
         # points have no spread, and a prior learned from them would shrink for ever; an encoder knows but its own
         if not self.training and not self._points and self.config.inference_steps > 0:
