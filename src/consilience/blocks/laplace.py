@@ -68,13 +68,19 @@ def gauss_newton(
     """
     here = _evaluate(start, views, mean, precision)
     damping = torch.full_like(start[:, 0], 0.1)
-    # 1e-3 nats in float32; without it rounding, and so the batch, decides which of the last steps are taken
+    # 1e-3 nats in float32, below which rounding, and so the batch, would decide which steps are taken
     slack = 3 * torch.finfo(start.dtype).eps ** 0.5
     identity = torch.eye(start.shape[1], dtype=start.dtype, device=start.device)
     for _ in range(steps):
-        step = torch.linalg.solve(here.curvature + damping[:, None, None] * identity, here.gradient[..., None])[..., 0]
+        factor = torch.linalg.cholesky_ex(here.curvature + damping[:, None, None] * identity)[0]
+        step = torch.cholesky_solve(here.gradient[..., None], factor)[..., 0]
         there = _evaluate(here.z + step, views, mean, precision)
-        better = torch.isfinite(there.objective) & (there.objective >= here.objective - slack)
+        gain = there.objective - here.objective
+        # where F no longer tells two points apart, the better one has the smaller slope: steps that overshoot the
+        # optimum would bounce about it for ever, and amplify rounding each time
+        left = torch.cholesky_solve(there.gradient[..., None], factor)[..., 0]
+        nearer = (there.gradient * left).sum(-1) < (here.gradient * step).sum(-1)
+        better = torch.isfinite(there.objective) & ((gain > slack) | ((gain >= -slack) & nearer))
         damping = torch.where(better, 0.2 * damping, (10 * damping).clamp(1e-2, 1e8))
         here = _Point(
             *(
