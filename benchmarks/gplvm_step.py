@@ -217,8 +217,8 @@ def _copy(model: nn.Module, peer: PeerGPLVM, jitter: float) -> None:
     strategy.jitter_val = jitter
     strategy.variational_params_initialized.fill_(1)
     distribution = strategy._variational_distribution
-    distribution.variational_mean.copy_(gp.mean)
-    distribution.chol_variational_covar.copy_(torch.linalg.cholesky(torch.linalg.inv(gp.natural_precision)))
+    distribution.variational_mean.copy_(gp.q.mean)
+    distribution.chol_variational_covar.copy_(torch.linalg.cholesky(torch.linalg.inv(gp.q.natural_precision)))
 
 
 def _jitter(gp: nn.Module) -> float:

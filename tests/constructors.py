@@ -80,6 +80,7 @@ CONSTRUCTORS = {
     "gplvm-scatter": (cs.SharedGPLVM(**SMALL, likelihoods={"labels": "heteroscedastic"}), plain),
     "gplvm-private": (cs.SharedGPLVM(**SMALL, private={"spectrum": 2, "labels": 1}), plain),
     "gplvm-private-gaussian": (cs.SharedGPLVM(**SMALL, private={"spectrum": 1}, posterior="gaussian"), plain),
+    "gplvm-coregionalised": (cs.SharedGPLVM(**SMALL, functions={"spectrum": 3}), plain),
     "gplvm-mixed": (cs.SharedGPLVM(**SMALL), mixed),
     "gplvm-mixed-diagonal": (cs.SharedGPLVM(**SMALL, private={"image": 1}, posterior="diagonal"), mixed),
 }

@@ -43,7 +43,7 @@ def linear_decoder(seed, loadings, offset):
         gp.constant.copy_(offset)
         a = gp.features(torch.eye(latent, dtype=torch.float64)).a
         weights = torch.linalg.solve(a, loadings.mT).mT
-        gp.set_natural(1e10 * torch.eye(latent).expand_as(gp.natural_precision), 1e10 * weights)
+        gp.q.set_natural(1e10 * torch.eye(latent).expand_as(gp.q.natural_precision), 1e10 * weights)
     return gp
 
 
@@ -111,7 +111,7 @@ def test_gauss_newton_climbs_and_ends_where_the_gradient_vanishes(kernel):
 @torch.no_grad()
 def test_gauss_newton_of_a_row_does_not_depend_on_the_others():
     gp, likelihood = SparseGP(build_kernel("rbf", 2), normal(60, 5, 2), 4).double(), Poisson(4)
-    gp.natural_mean.copy_(normal(61, 4, 5))
+    gp.q.natural_mean.copy_(normal(61, 4, 5))
     gp.refresh()
     counts = Modality(torch.poisson(normal(62, 3, 4).abs() * 3), torch.full((3, 4), 2, dtype=torch.int8))
     extreme = Modality(counts.value.clone(), counts.state)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from consilience.blocks.gp import JITTER, SparseGP, inverse
+from consilience.blocks.gp import JITTER, SparseGP
+from consilience.blocks.inducing import inverse
 from consilience.blocks.kernels import RBF, build_kernel
 from consilience.blocks.likelihoods import Gaussian
 from consilience.data.observations import Modality, State
@@ -34,8 +35,8 @@ def random_gp(seed, latent, size, outputs):
         gp.constant.copy_(normal(seed + 2, outputs))
         root = 0.5 * normal(seed + 3, outputs, size, size)
         precision = root @ root.mT + torch.eye(size, dtype=torch.float64)
-        gp.set_natural(precision, normal(seed + 4, outputs, size))
-        torch.testing.assert_close(gp.natural_precision, precision)
+        gp.q.set_natural(precision, normal(seed + 4, outputs, size))
+        torch.testing.assert_close(gp.q.natural_precision, precision)
     return gp
 
 
@@ -65,7 +66,7 @@ def peer_bound(gp, likelihood, z, part, scale):
     import gpytorch
     from gpytorch.variational import CholeskyVariationalDistribution, VariationalStrategy
 
-    outputs, size = gp.mean.shape
+    outputs, size = gp.q.mean.shape
     batch = torch.Size([outputs])
 
     class Peer(gpytorch.models.ApproximateGP):
@@ -89,8 +90,8 @@ def peer_bound(gp, likelihood, z, part, scale):
         peer.covar_module.outputscale = gp.kernel.log_variance.exp()
         peer.mean_module.constant.copy_(gp.constant)
         q = peer.variational_strategy._variational_distribution
-        q.variational_mean.copy_(gp.mean)
-        q.chol_variational_covar.copy_(torch.linalg.cholesky(torch.linalg.inv(gp.natural_precision)))
+        q.variational_mean.copy_(gp.q.mean)
+        q.chol_variational_covar.copy_(torch.linalg.cholesky(torch.linalg.inv(gp.q.natural_precision)))
         peer.variational_strategy.variational_params_initialized.fill_(1)
     peer.train()
     found = peer(z.expand(outputs, *z.shape))
@@ -143,8 +144,8 @@ def test_full_batch_step_of_rate_one_is_the_collapsed_optimum():
         # Titsias (2009): q(u) = N(K_uu Σ K_uf T⁻¹ y, K_uu Σ K_uu), Σ = (K_uu + K_uf T⁻¹ K_fu)⁻¹
         middle = np.linalg.inv(k_uu + (some / noise) @ some.T)
         mean, covariance = k_uu @ middle @ (some / noise) @ y, k_uu @ middle @ k_uu
-        np.testing.assert_allclose(lower @ gp.mean[d].numpy(), mean, rtol=1e-6, atol=1e-8)
-        ours = lower @ np.linalg.inv(gp.natural_precision[d].numpy()) @ lower.T
+        np.testing.assert_allclose(lower @ gp.q.mean[d].numpy(), mean, rtol=1e-6, atol=1e-8)
+        ours = lower @ np.linalg.inv(gp.q.natural_precision[d].numpy()) @ lower.T
         np.testing.assert_allclose(ours, covariance, rtol=1e-6, atol=1e-8)
         nystrom = some.T @ np.linalg.solve(k_uu, some)
         evidence = nystrom + np.diag(noise)
@@ -181,21 +182,21 @@ def test_small_rates_reach_the_same_optimum_in_small_batches():
     gp, part = random_gp(1, 2, 6, 2), random_cells(60, 24, 2)
     likelihood, z = random_likelihood(61, 2), normal(62, 24, 2)
     for _ in range(2):  # the second step starts at the optimum: nothing moves
-        before = gp.natural_precision.clone(), gp.natural_mean.clone()
+        before = gp.q.natural_precision.clone(), gp.q.natural_mean.clone()
         features = gp.features(z)
         _, g, h = likelihood.slopes(part, *gp.moments(features))
         gp.natural_step(features.a.detach(), g, -2 * h, scale=1.0, rate=1.0)
-    torch.testing.assert_close(gp.natural_precision, before[0])
-    torch.testing.assert_close(gp.natural_mean, before[1])
-    optimum = gp.natural_precision.clone(), gp.natural_mean.clone()
+    torch.testing.assert_close(gp.q.natural_precision, before[0])
+    torch.testing.assert_close(gp.q.natural_mean, before[1])
+    optimum = gp.q.natural_precision.clone(), gp.q.natural_mean.clone()
     # halves of the batch with twice the scale: their average is the full step
     moved = torch.zeros_like(optimum[0]), torch.zeros_like(optimum[1])
     for half in (slice(0, 12), slice(12, 24)):
-        gp.set_natural(*optimum)
+        gp.q.set_natural(*optimum)
         features = gp.features(z[half])
         _, g, h = likelihood.slopes(part[half], *gp.moments(features))
         gp.natural_step(features.a.detach(), g, -2 * h, scale=2.0, rate=0.3)
-        moved = moved[0] + 0.5 * gp.natural_precision, moved[1] + 0.5 * gp.natural_mean
+        moved = moved[0] + 0.5 * gp.q.natural_precision, moved[1] + 0.5 * gp.q.natural_mean
     torch.testing.assert_close(moved[0], optimum[0])
     torch.testing.assert_close(moved[1], optimum[1])
 
@@ -204,8 +205,8 @@ def test_small_rates_reach_the_same_optimum_in_small_batches():
 def test_moments_and_divergence_equal_their_definitions(size, outputs):
     gp = random_gp(2, 2, size, outputs)
     z = normal(70, 7, 2)
-    covariance = torch.linalg.inv(gp.natural_precision)
-    mean_v = (covariance @ gp.natural_mean[..., None])[..., 0]
+    covariance = torch.linalg.inv(gp.q.natural_precision)
+    mean_v = (covariance @ gp.q.natural_mean[..., None])[..., 0]
     a = gp.features(z).a
     mean, variance = gp.moments(gp.features(z))
     torch.testing.assert_close(mean, gp.constant + a @ mean_v.mT)
@@ -237,10 +238,10 @@ def test_a_precision_that_float32_cannot_invert_is_inverted_in_float64():
     gp = SparseGP(RBF(1), torch.linspace(-1, 1, 2)[:, None], 1)
     precision = torch.tensor([[[1e7 + 1, 1e7], [1e7, 1e7]]])  # exact in float32, its factor is not
     assert torch.isnan(inverse(precision)[1]).all()
-    gp.set_natural(precision, torch.zeros(1, 2))
-    wide = gp.natural_precision.double()
-    torch.testing.assert_close(gp.log_determinant.double(), torch.linalg.slogdet(wide)[1], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(gp.trace.double(), torch.linalg.inv(wide)[0].trace()[None], rtol=1e-5, atol=1e-5)
+    gp.q.set_natural(precision, torch.zeros(1, 2))
+    wide = gp.q.natural_precision.double()
+    torch.testing.assert_close(gp.q.log_determinant.double(), torch.linalg.slogdet(wide)[1], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(gp.q.trace.double(), torch.linalg.inv(wide)[0].trace()[None], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kernel", ["rbf", "linear", "matern32", "linear+rbf", "rbf*periodic"])

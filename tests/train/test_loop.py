@@ -136,7 +136,7 @@ def test_a_stage_without_gradients_moves_only_what_has_a_closed_form():
     for name, value in after.items():
         if name in learned:
             assert torch.equal(value, before[name]), name
-    for name in ("decoders.spectrum.natural_mean", "decoders.labels.across", "prior.mean", "prior.factor"):
+    for name in ("decoders.spectrum.q.natural_mean", "decoders.labels.q.across", "prior.mean", "prior.factor"):
         assert not torch.equal(after[name], before[name]), name
     assert history[-1]["stage"] == 1
     assert np.isfinite(history[-1]["train/total"])

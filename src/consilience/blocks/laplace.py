@@ -112,7 +112,7 @@ def _evaluate(z: Tensor, views: Sequence[View], prior_mean: Tensor, precision: T
         jacobian, diagonal = view.gp.jacobian(at)  # (B, Q_m, M), (B, Q_m)
         drest = diagonal - 2 * (jacobian @ features.a[..., None])[..., 0]
         slope = (jacobian @ along_a[..., None])[..., 0] + along_rest[:, None] * drest
-        j = product(jacobian, view.gp.mean)  # (B, Q_m, D)
+        j = view.gp.means(jacobian)  # (B, Q_m, D)
         weight = view.likelihood.precision(view.part, mean, h)
         objective = objective + expected.sum(-1)
         gradient[:, view.columns] += slope

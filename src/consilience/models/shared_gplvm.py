@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from consilience.blocks.factors import FactorPosterior
@@ -37,9 +37,9 @@ from consilience.blocks.posteriors import (
 )
 from consilience.blocks.residuals import correlated_cells
 from consilience.data.masking import HideModalities, Policy
-from consilience.data.observations import Observations, State
+from consilience.data.observations import Modality, Observations, State
 from consilience.data.schema import ModalitySpec, Schema
-from consilience.errors import DataError
+from consilience.errors import DataError, SchemaError
 from consilience.models.base import AbstractFamily, AbstractModel, Global, Group, PerObject, Term, slot
 from consilience.models.latent import LatentConditional, flat
 from consilience.models.starts import fit_start
@@ -66,8 +66,10 @@ class SharedGPLVM(AbstractFamily):
 
     family: Literal["SharedGPLVM"] = "SharedGPLVM"
     latent_dim: int = Field(default=10, ge=1)  # shared latent dimensions
-    private: dict[str, int] = {}  # further latent dimensions that only this modality reads
+    private: dict[str, NonNegativeInt] = {}  # further latent dimensions that only this modality reads
     inducing: int = Field(default=120, ge=1)  # inducing inputs M of every decoder
+    functions: dict[str, PositiveInt] = {}  # GPs that this modality's outputs mix; by default each output is its own
+    one_mask: tuple[str, ...] = ()  # modalities with cells seen all together and no error bars: much faster decoders
     posterior: Literal["encoder", "gaussian", "diagonal", "map", "point"] = "encoder"  # of the training latents
     kernel: str = "rbf"  # expression of kernels, see build_kernel
     likelihoods: dict[str, LikelihoodName] = {}  # by the kind of each modality where it is not named
@@ -80,7 +82,7 @@ class SharedGPLVM(AbstractFamily):
         return HideModalities(probability=0.15) if self.posterior == "encoder" else None
 
     def build(self, schema: Schema, total: int, seed: int) -> AbstractModel:
-        for name in (*self.private, *self.likelihoods):
+        for name in (*self.private, *self.likelihoods, *self.functions, *self.one_mask):
             schema[name]
         with torch.random.fork_rng(devices=[]):  # the encoder's layers draw from torch's global generator
             torch.manual_seed(seed)
@@ -106,10 +108,23 @@ class _Module(AbstractModel):
             columns[spec.name] = torch.tensor([*range(config.latent_dim), *range(offset, offset + own)])
             offset += own
             likelihood = build_likelihood(config.likelihoods.get(spec.name), spec)
+            common = spec.name in config.one_mask
+            if common and (spec.name in config.functions or not isinstance(likelihood, Gaussian)):
+                other = "functions" if spec.name in config.functions else type(likelihood).__name__
+                raise SchemaError(
+                    f"Expected '{spec.name}' of one_mask to be gaussian and not in functions; got {other}. "
+                    "Leave it out of one_mask."
+                )
             dim = len(columns[spec.name])
             inducing = torch.randn(config.inducing, dim)
             key, outputs = slot(spec.name), spec.size * likelihood.functions
-            decoders[key] = SparseGP(build_kernel(config.kernel, dim), inducing, outputs)
+            decoders[key] = SparseGP(
+                build_kernel(config.kernel, dim),
+                inducing,
+                outputs,
+                functions=config.functions.get(spec.name),
+                common=common,
+            )
             likelihoods[key] = likelihood
         self.columns: Mapping[str, Tensor] = columns
         self.decoders, self.likelihoods = nn.ModuleDict(decoders), nn.ModuleDict(likelihoods)
@@ -191,6 +206,8 @@ class _Module(AbstractModel):
             if limited and not self._likelihood(name).takes_limits:
                 kind = type(self._likelihood(name)).__name__
                 raise DataError(f"Expected no limits in '{name}' under the {kind} likelihood; got some. Use gaussian.")
+            if name in self.config.one_mask:
+                _check_one_mask(name, part)
         fit_start(self, target, shared=self.config.latent_dim)
 
     @torch.no_grad()
@@ -324,3 +341,14 @@ class _Module(AbstractModel):
 
     def _likelihood(self, name: str) -> AbstractLikelihood:
         return self.likelihoods[slot(name)]  # type: ignore[return-value]
+
+
+def _check_one_mask(name: str, part: Modality) -> None:
+    seen = part.seen.flatten(1)
+    mixed = (seen.any(1) & ~seen.all(1)).nonzero()
+    if part.sigma is not None or len(mixed):
+        found = "error bars" if part.sigma is not None else f"gaps in row {int(mixed[0])} of the training rows"
+        raise DataError(
+            f"Expected '{name}' of one_mask to be seen whole or not at all, without error bars; got {found}. "
+            "Leave it out of one_mask."
+        )

@@ -64,13 +64,19 @@ def fit_start(model: _Startable, target: Observations, *, shared: int) -> None:
     posterior = from_precision(*factors(value, known, seen))
     z = posterior.draw(torch.randn(1, *posterior.mean.shape).to(posterior.mean))[0]
     for name, view in model.views(some).items():
-        _start_decoder(view, z[:, view.columns], loadings[cells[name]], start.offset[cells[name]], noise[cells[name]])
-        for _ in range(1 if isinstance(view.likelihood, Gaussian) else 5):
+        c = cells[name]
+        if view.gp.basis is not None:
+            noise[c] = _start_basis(view.gp.basis, value[:, c], known[:, c], seen[:, c])
+        _start_decoder(view, z[:, view.columns], loadings[c], start.offset[c], noise[c])
+        steps, rate = (1 if isinstance(view.likelihood, Gaussian) else 5), 1.0
+        if view.gp.basis is not None:  # mixed functions explain the same residuals: full steps of all overshoot
+            steps, rate = 3, 1.0
+        for _ in range(steps):
             features = view.gp.features(z[:, view.columns])
             mean, variance = view.gp.moments(features)
             _, g, h = view.likelihood.slopes(view.part, mean, variance)
             w = view.likelihood.precision(view.part, mean, h)
-            view.gp.natural_step(features.a, g, w, scale=model.total / len(some), rate=1.0)
+            view.gp.natural_step(features.a, g, w, scale=model.total / len(some), rate=rate)
 
 
 def _start_decoder(view: View, z: Tensor, loadings: Tensor, offset: Tensor, noise: Tensor) -> None:
@@ -86,6 +92,16 @@ def _start_decoder(view: View, z: Tensor, loadings: Tensor, offset: Tensor, nois
     for kernel in _leaves(gp.kernel):
         if isinstance(kernel, Linear):
             kernel.log_variance.copy_(strength.log())
+
+
+def _start_basis(basis: Tensor, value: Tensor, known: Tensor, seen: Tensor) -> Tensor:
+    """Principal axes of a factor analysis with as many factors as functions; what noise it leaves, shape (D,)."""
+    found = fit_factors(value, known, seen, factors=basis.shape[1])
+    noise = found.log_noise.exp()
+    # orthogonal in units of the noise: the functions' posteriors, taken one by one, then hardly depend on each other
+    _, _, axes = torch.linalg.svd(found.loadings / noise.sqrt()[:, None], full_matrices=False)
+    basis.copy_(found.loadings @ axes.mT)
+    return noise
 
 
 def _start_locals(locals_: LocalPosterior, factors: FactorPosterior, pseudo: tuple[Tensor, Tensor, Tensor]) -> None:
