@@ -15,18 +15,13 @@ from dataclasses import dataclass
 
 os.environ.setdefault("MKL_CBWR", "AVX2,STRICT")
 
-import gpytorch
 import numpy as np
 import torch
 from astropy.table import Table
-from gpytorch.distributions import MultivariateNormal
-from gpytorch.kernels import RBFKernel, ScaleKernel
-from gpytorch.variational import CholeskyVariationalDistribution, VariationalStrategy
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks._harness import main, turns
-from consilience.blocks.gp import JITTER
-from consilience.blocks.kernels import RBF
+from benchmarks._peer import PeerGPLVM, PeerLatents, copy_decoder
 from consilience.data.observations import Modality, Observations, State
 from consilience.data.schema import ModalitySpec, Schema
 from consilience.models.shared_gplvm import SharedGPLVM
@@ -49,47 +44,6 @@ class Sizes:
     rows: int = 1024
     turns: int = 6
     streak: int = 5
-
-
-class PeerGPLVM(gpytorch.models.ApproximateGP):
-    """GPyTorch's sparse GPs of D outputs: shared kernel and inducing inputs, q(u) by Cholesky factors."""
-
-    def __init__(self, inducing: Tensor, outputs: int) -> None:
-        size = torch.Size([outputs])
-        distribution = CholeskyVariationalDistribution(len(inducing), batch_shape=size)
-        # Inducing inputs without a batch dimension: one K_uu and one factorisation for all outputs.
-        super().__init__(VariationalStrategy(self, inducing, distribution, learn_inducing_locations=True))
-        self.constant = nn.Parameter(torch.zeros(outputs, 1))
-        self.kernel = ScaleKernel(RBFKernel(ard_num_dims=inducing.shape[1]))
-        self.log_noise = nn.Parameter(torch.full((outputs, 1), -1.0))
-
-    def forward(self, z: Tensor) -> MultivariateNormal:
-        return MultivariateNormal(self.constant.expand(-1, z.shape[-2]), self.kernel(z))
-
-    def objective(self, z: Tensor, value: Tensor, seen: Tensor, total: int) -> Tensor:
-        """Negative bound per object without the latents' part; value and seen of shape (B, D)."""
-        f = self(z)
-        noise = self.log_noise.exp()
-        square = (value.mT - f.mean).square() + f.variance
-        expected = -0.5 * (torch.log(2 * torch.pi * noise) + square / noise)
-        likelihood = torch.where(seen.mT, expected, 0.0).sum() / len(z)
-        return self.variational_strategy.kl_divergence().sum() / total - likelihood
-
-
-class PeerLatents(nn.Module):
-    """q(z_n) of every object: a mean and a Cholesky factor, as ours."""
-
-    def __init__(self, rows: int, latent: int) -> None:
-        super().__init__()
-        self.mean = nn.Parameter(torch.randn(rows, latent))
-        self.log_scale = nn.Parameter(torch.full((rows, latent), -1.0))
-
-    def forward(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """A draw (B, Q) and the KL to N(0, I), mean over the batch."""
-        mean, log_scale = self.mean[index], self.log_scale[index]
-        z = mean + log_scale.exp() * torch.randn_like(mean)
-        divergence = 0.5 * ((2 * log_scale).exp() + mean.square() - 1) - log_scale
-        return z, divergence.sum(-1).mean()
 
 
 def step_seconds(sizes: Sizes, seed: int, dtype: torch.dtype = torch.float32) -> dict[str, np.ndarray]:
@@ -124,7 +78,7 @@ def bound_relative_error(sizes: Sizes, seed: int) -> float:
         terms = model.terms(batch, batch)
         ours = -float(terms["nll/x"].value.mean()) - float(terms["kl/inducing"].value)
         peer = PeerGPLVM(gp.inducing.detach().clone(), sizes.outputs).to(dtype)
-        _copy(model, peer, _jitter(gp))
+        copy_decoder(gp, likelihood, peer)
         z, part = model.locals.mean[batch.index], batch.parts["x"]
         theirs = -float(peer.objective(z, part.value, part.seen, sizes.rows))
     return abs(ours - theirs) / abs(theirs)
@@ -192,7 +146,8 @@ def _our_step(table: Observations, sizes: Sizes, seed: int, dtype: torch.dtype) 
 def _peer_step(table: Observations, sizes: Sizes, seed: int, dtype: torch.dtype) -> Callable[[Tensor], None]:
     generator = torch.Generator().manual_seed(seed)
     peer = PeerGPLVM(torch.randn(sizes.inducing, sizes.latent, generator=generator), sizes.outputs).to(dtype)
-    latents = PeerLatents(sizes.rows, sizes.latent).to(dtype)
+    mean = torch.randn(sizes.rows, sizes.latent, generator=generator)
+    latents = PeerLatents(mean, torch.full_like(mean, -1.0)).to(dtype)
     optimiser = torch.optim.Adam([*peer.parameters(), *latents.parameters()], lr=1e-2)
     part = table.parts["x"]
 
@@ -204,25 +159,6 @@ def _peer_step(table: Observations, sizes: Sizes, seed: int, dtype: torch.dtype)
         optimiser.step()
 
     return step
-
-
-def _copy(model: nn.Module, peer: PeerGPLVM, jitter: float) -> None:
-    gp, likelihood = model.decoders["x"], model.likelihoods["x"]
-    assert isinstance(gp.kernel, RBF)
-    peer.kernel.outputscale = gp.kernel.log_variance.exp()
-    peer.kernel.base_kernel.lengthscale = gp.kernel.log_lengthscale.exp()
-    peer.constant.copy_(gp.constant[:, None])
-    peer.log_noise.copy_(likelihood.learned().log()[:, None])
-    strategy = peer.variational_strategy
-    strategy.jitter_val = jitter
-    strategy.variational_params_initialized.fill_(1)
-    distribution = strategy._variational_distribution
-    distribution.variational_mean.copy_(gp.q.mean)
-    distribution.chol_variational_covar.copy_(torch.linalg.cholesky(torch.linalg.inv(gp.q.natural_precision)))
-
-
-def _jitter(gp: nn.Module) -> float:
-    return JITTER * float(gp.kernel.diagonal(gp.inducing).mean())
 
 
 if __name__ == "__main__":

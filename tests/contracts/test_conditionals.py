@@ -105,7 +105,7 @@ def prior_of(model):
 
 def test_nothing_seen_gives_the_prior(fit, fresh):
     found = conditional(fit, fresh[:4].hide(*fresh.schema.names))
-    for block, posterior in found.latent.items():
+    for block, posterior in found.latent().items():
         assert posterior.mean.shape[1:] == fit.members[0].blocks[block].shape
         mean, std = prior_of(fit.members[0])[block]
         torch.testing.assert_close(posterior.mean, mean.expand_as(posterior.mean), atol=1e-4, rtol=0)
@@ -117,14 +117,14 @@ def test_an_empty_row_takes_nothing_from_its_neighbours(fit, fresh):
     values = {m: np.concatenate([blank.parts[m].value, fresh[1:5].parts[m].value]) for m in fresh.schema.names}
     states = {m: np.concatenate([blank.parts[m].state, fresh[1:5].parts[m].state]) for m in fresh.schema.names}
     table = Observations.from_arrays(fresh.schema, values, state=states, ids=fresh.ids[:5])
-    found = conditional(fit, table).latent["shared"]
+    found = conditional(fit, table).latent()["shared"]
     _, std = prior_of(fit.members[0])["shared"]
     torch.testing.assert_close(found.std[0], std, atol=1e-4, rtol=0)
     assert ((found.std[1:] / std).min(-1).values < 0.9).all()
 
 
 def test_latents_are_the_blocks_declared(fit, fresh):
-    found = conditional(fit, fresh[:3]).latent
+    found = conditional(fit, fresh[:3]).latent()
     assert set(found) == set(fit.members[0].blocks)
     for posterior in found.values():
         assert torch.isfinite(posterior.mean).all()
@@ -156,6 +156,6 @@ def test_more_error_never_narrows_a_linear_posterior(fresh):
     fit = fitted("gplvm-linear")
     part = fresh.parts["spectrum"]
     wide = replace(fresh, parts={**fresh.parts, "spectrum": replace(part, sigma=3 * part.sigma)})
-    before, after = (conditional(fit, rows).latent["shared"].std for rows in (fresh, wide))
+    before, after = (conditional(fit, rows).latent()["shared"].std for rows in (fresh, wide))
     assert (after >= before * (1 - 1e-4)).all()
     assert (after > 1.01 * before).any()

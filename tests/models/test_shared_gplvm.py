@@ -39,7 +39,10 @@ def test_a_configuration_that_does_not_fit_is_refused(data, words):
         family_from(data)
 
 
-@pytest.mark.parametrize("options", [{"private": {"spectra": 1}}, {"likelihoods": {"spectra": "student"}}])
+@pytest.mark.parametrize("options", [
+    {"private": {"spectra": 1}}, {"likelihoods": {"spectra": "student"}},
+    {"functions": {"spectra": 3}}, {"one_mask": ("spectra",)},
+])  # fmt: skip
 def test_an_option_for_an_unknown_modality_names_the_nearest(options):
     with pytest.raises(RequestError, match="Did you mean 'spectrum'"):
         cs.SharedGPLVM(**SMALL, **options).build(plain().schema, 10, seed=0)
@@ -172,3 +175,66 @@ def test_more_inducing_inputs_than_rows_and_more_latents_than_cells():
     family = cs.SharedGPLVM(latent_dim=12, inducing=20, hidden=4)
     fit = cs.fit(family, table, cs.TrainConfig(max_steps=3, batch_size=4, validation=0))
     assert np.isfinite(fit.impute(table, n=2).values["labels"]).all()
+
+
+def test_the_encoder_answers_in_one_pass_where_there_is_one():
+    table = plain(seed=3)
+    refined, alone = fitted("gplvm-encoder"), fitted("gplvm-amortised")
+    for verb in (
+        lambda fit, method: fit.sample(table, ["labels"], n=3, method=method).values["labels"],
+        lambda fit, method: fit.summarise(table, ["labels"], n=20, method=method).statistics["labels"]["mean"],
+        lambda fit, method: fit.log_prob(table, ["labels"], method=method).value,
+        lambda fit, method: fit.cell_log_prob(table, ["labels"], method=method)["labels"],
+        lambda fit, method: fit.latent(table, method=method).mean["shared"],
+    ):
+        assert not np.array_equal(verb(refined, "encoder"), verb(refined, "default"), equal_nan=True)
+        np.testing.assert_array_equal(verb(alone, "encoder"), verb(alone, "default"))
+        with pytest.raises(RequestError, match=r"among \['default', 'encoder'\]; got 'fast'"):
+            verb(refined, "fast")
+        with pytest.raises(RequestError, match=r"among \['default'\]; got 'encoder'"):
+            verb(fitted("gplvm-gaussian"), "encoder")
+
+
+def complete(rows=60, seed=0):
+    """A table without gaps or error bars in "x"; labels have both."""
+    rng = np.random.default_rng(seed)
+    z, w = rng.normal(size=(rows, 2)), np.random.default_rng(5).normal(size=(2, 9))
+    f = np.tanh(z @ w) + 0.1 * rng.normal(size=(rows, 9))
+    labels = np.where(rng.random((rows, 2)) < 0.2, np.nan, f[:, 7:])
+    schema = Schema(modalities=(ModalitySpec(name="x", shape=(7,)), ModalitySpec(name="y", shape=(2,))))
+    return Observations.from_arrays(schema, {"x": f[:, :7], "y": labels}, ids=[f"{seed}-{row}" for row in range(rows)])
+
+
+def test_outputs_with_one_mask_have_the_posterior_of_separate_ones():
+    table = scaled(complete())
+    found = []
+    for one_mask in ((), ("x",)):
+        model = cs.SharedGPLVM(**SMALL, one_mask=one_mask).build(table.schema, 60, seed=0)
+        torch.manual_seed(0)
+        model.start(table)
+        for step in range(8):
+            some = table[torch.arange(60).roll(13 * step)[:20].numpy()]
+            model.closed_form_step(some, some, 3.0, {}, 0.3)
+        torch.manual_seed(1)
+        found.append({name: term.value.detach() for name, term in model.terms(table, table).items()})
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=1e-4, atol=1e-4)
+
+
+def test_outputs_with_one_mask_are_learned():
+    new = complete(seed=1)
+    fit = cs.fit(cs.SharedGPLVM(**SMALL, one_mask=("x",)), complete(), cs.TrainConfig(max_steps=60, validation=0))
+    guess = fit.summarise(new.hide("y"), ["y"], n=50).statistics["y"]["mean"]
+    truth = new.parts["y"].value
+    assert np.nanmean((guess - truth) ** 2) < 0.3 * np.nanvar(truth)
+
+
+def test_one_mask_refuses_what_it_cannot_hold():
+    config = cs.TrainConfig(max_steps=1, validation=0)
+    with pytest.raises(DataError, match="error bars"):
+        cs.fit(cs.SharedGPLVM(**SMALL, one_mask=("spectrum",)), plain(), config)
+    with pytest.raises(DataError, match="gaps in row"):
+        cs.fit(cs.SharedGPLVM(**SMALL, one_mask=("y",)), complete(), config)
+    for options in ({"functions": {"spectrum": 2}}, {"likelihoods": {"spectrum": "student"}}):
+        with pytest.raises(SchemaError, match="one_mask to be gaussian and not in functions"):
+            cs.SharedGPLVM(**SMALL, one_mask=("spectrum",), **options).build(plain().schema, 10, seed=0)

@@ -104,11 +104,15 @@ class Conditional(Protocol):
 class HasDensity(Protocol):
     """A conditional with densities."""
 
-    def log_prob(self, values: Observations, targets: tuple[str, ...], noise: Noise) -> Density:
+    def log_prob(
+        self, values: Observations, targets: tuple[str, ...], noise: Noise, method: str = "default"
+    ) -> Density:
         """Joint log density of the seen target cells of ``values``, shape (B,), model units."""
         ...
 
-    def cell_log_prob(self, values: Observations, targets: tuple[str, ...], noise: Noise) -> dict[str, Tensor]:
+    def cell_log_prob(
+        self, values: Observations, targets: tuple[str, ...], noise: Noise, method: str = "default"
+    ) -> dict[str, Tensor]:
         """Marginal log density of each seen target cell, (B, *event) per target; 0 where nothing is scored."""
         ...
 
@@ -117,8 +121,9 @@ class HasDensity(Protocol):
 class HasLatent(Protocol):
     """A conditional with latent blocks."""
 
-    @property
-    def latent(self) -> Mapping[str, LatentPosterior]: ...
+    def latent(self, method: str = "default") -> Mapping[str, LatentPosterior]:
+        """The posterior of each block."""
+        ...
 
 
 class AbstractModel(nn.Module, ABC):

@@ -1,8 +1,9 @@
 """Conditionals of latent-variable models with sparse GP decoders: draw z, decode, score."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from consilience.blocks.laplace import View
 from consilience.blocks.noise import Noise
 from consilience.blocks.posteriors import GaussianLatent
 from consilience.data.observations import Modality, Observations
+from consilience.errors import RequestError
 from consilience.models.base import Density
 
 __all__ = ["LatentConditional", "flat"]
@@ -25,37 +27,54 @@ def flat(part: Modality) -> Modality:
     return part if part.value.ndim == 2 else part.map(lambda a: a.reshape(len(a), -1) if a.shape == shape else a)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class LatentConditional:
     r""":math:`p(x_\mathrm{target} \mid x_\mathrm{seen}) = \int p(x_\mathrm{target} \mid z)\, q(z)\, \mathrm dz`.
 
     Arguments:
         views: Decoder and cells of every modality.
-        posterior: q(z) of each object, all blocks side by side.
+        encoded: q(z) of each object as an encoder gives it, all blocks side by side; None without an encoder.
+        infer: Gives the refined q(z); asked at most once.
         columns: Latent columns of each block.
     """
 
     views: Mapping[str, View]
-    posterior: GaussianLatent
+    encoded: GaussianLatent | None
+    infer: Callable[[], GaussianLatent]
     columns: Mapping[str, Tensor]
 
-    @property
-    def latent(self) -> dict[str, GaussianLatent]:
+    @cached_property
+    def posterior(self) -> GaussianLatent:
+        """Refined q(z) of each object, all blocks side by side."""
+        return self.infer()
+
+    def by(self, method: str) -> GaussianLatent:
+        """q(z) by "default", the refined one, or "encoder", that of one pass."""
+        if method == "default":
+            return self.posterior
+        if method == "encoder" and self.encoded is not None:
+            return self.encoded
+        known = ["default"] if self.encoded is None else ["default", "encoder"]
+        raise RequestError(f"Expected method among {known}; got {method!r}.")
+
+    def latent(self, method: str = "default") -> dict[str, GaussianLatent]:
         """Marginal posterior of each block."""
+        posterior = self.by(method)
         found = {}
         for block, columns in self.columns.items():
-            factor = self.posterior.factor
+            factor = posterior.factor
             if factor is not None:
                 rows = factor[:, columns]
                 covariance = rows @ rows.mT
                 factor = torch.linalg.cholesky_ex(covariance)[0]
-            found[block] = GaussianLatent(self.posterior.mean[:, columns], factor)
+            found[block] = GaussianLatent(posterior.mean[:, columns], factor)
         return found
 
     @torch.no_grad()
     def sample(self, targets: tuple[str, ...], noise: Noise, n: int, method: str = "default") -> dict[str, Tensor]:
         """Draws without measurement error, (n, B, D) per target."""
-        z = self.posterior.draw(noise.normal("latent", n, self.posterior.mean.shape[1:]))
+        posterior = self.by(method)
+        z = posterior.draw(noise.normal("latent", n, posterior.mean.shape[1:]))
         found = {}
         for name in targets:
             mean, variance = self._moments(name, z)
@@ -63,9 +82,12 @@ class LatentConditional:
         return found
 
     @torch.no_grad()
-    def log_prob(self, values: Observations, targets: tuple[str, ...], noise: Noise) -> Density:
+    def log_prob(
+        self, values: Observations, targets: tuple[str, ...], noise: Noise, method: str = "default"
+    ) -> Density:
         """Joint density of the seen target cells by averaging over latent draws, with its standard error."""
-        z = self.posterior.draw(noise.normal("density", SCORED, self.posterior.mean.shape[1:]))
+        posterior = self.by(method)
+        z = posterior.draw(noise.normal("density", SCORED, posterior.mean.shape[1:]))
         total = torch.zeros(z.shape[:2], dtype=z.dtype, device=z.device)
         for name in targets:
             total += self._score(name, flat(values.parts[name]), z).sum(-1)
@@ -75,9 +97,12 @@ class LatentConditional:
         return Density(value, "estimate", error)
 
     @torch.no_grad()
-    def cell_log_prob(self, values: Observations, targets: tuple[str, ...], noise: Noise) -> dict[str, Tensor]:
+    def cell_log_prob(
+        self, values: Observations, targets: tuple[str, ...], noise: Noise, method: str = "default"
+    ) -> dict[str, Tensor]:
         """Marginal log density of each seen target cell, (B, D)."""
-        z = self.posterior.draw(noise.normal("density", SCORED, self.posterior.mean.shape[1:]))
+        posterior = self.by(method)
+        z = posterior.draw(noise.normal("density", SCORED, posterior.mean.shape[1:]))
         return {
             name: torch.logsumexp(self._score(name, flat(values.parts[name]), z), 0) - math.log(SCORED)
             for name in targets

@@ -230,9 +230,15 @@ class _Module(AbstractModel):
             self._decoder(name).refresh()
 
     def condition(self, context: Observations) -> LatentConditional:
-        """The posterior of the latents of any subset of cells, refined by Gauss-Newton steps per row."""
+        """The posterior of the latents of any subset of cells, refined by Gauss-Newton steps per row.
+
+        The method "encoder" of its verbs leaves the refinement out.
+        """
         start = self._start_posterior(context)
-        return LatentConditional(self.views(context), self._infer(start, context), self._block_columns())
+        encoded = None if self.encoder is None else start
+        return LatentConditional(
+            self.views(context), encoded, lambda: self._infer(start, context), self._block_columns()
+        )
 
     @torch.no_grad()
     def _infer(self, start: GaussianLatent, context: Observations) -> GaussianLatent:

@@ -123,10 +123,13 @@ class Fitted:
         statistics: Sequence[str] = ("mean", "std", "q16", "q50", "q84"),
         n: int = 200,
         seed: int = 0,
+        method: str = "default",
         observed: bool = False,
         at: Observations | None = None,
     ) -> Predictive:
         """Statistics of draws, tile by tile, never holding all draws: "mean", "std", or a percentile such as "q2.5".
+
+        Other arguments as :meth:`sample`.
 
         Raises:
             RequestError: an unknown target or statistic, or n < 1.
@@ -134,7 +137,7 @@ class Fitted:
         names = self._targets(obs, targets, n)
         functions = {key: _statistic(key) for key in statistics}
         found = {name: {k: np.empty((len(obs), *self.schema[name].shape)) for k in functions} for name in names}
-        for tile, draws in self._draws(obs, names, n, seed, "default", at if observed else None, observed=observed):
+        for tile, draws in self._draws(obs, names, n, seed, method, at if observed else None, observed=observed):
             for name in names:
                 for key, function in functions.items():
                     # over whole tiles: numpy adds a single column in another order
@@ -151,15 +154,15 @@ class Fitted:
         blank = {spec.name: np.full((n, *spec.shape), np.nan) for spec in self.schema.modalities}
         return self.sample(Observations.from_arrays(self.schema, blank), self.schema.names, n=1, seed=seed)
 
-    def latent(self, obs: Observations) -> Latent:
-        """Posterior mean and standard deviation of every latent block (of the first member)."""
+    def latent(self, obs: Observations, *, method: str = "default") -> Latent:
+        """Posterior mean and standard deviation of every latent block (of the first member), by a family's method."""
         self._needs("latent")
         mean: dict[str, list[FloatArray]] = {}
         std: dict[str, list[FloatArray]] = {}
         for tile in tiles(conform(obs.detached(), self.schema)):
             conditional = self._condition(self.members[0], tile.obs)
             assert isinstance(conditional, HasLatent)
-            for block, posterior in conditional.latent.items():
+            for block, posterior in conditional.latent(method).items():
                 mean.setdefault(block, []).append(posterior.mean[: tile.rows].double().cpu().numpy())
                 std.setdefault(block, []).append(posterior.std[: tile.rows].double().cpu().numpy())
         return Latent(
@@ -168,13 +171,16 @@ class Fitted:
             obs.ids,
         )
 
-    def log_prob(self, obs: Observations, targets: Sequence[str], *, given: Observations | None = None) -> Density:
+    def log_prob(
+        self, obs: Observations, targets: Sequence[str], *, given: Observations | None = None, method: str = "default"
+    ) -> Density:
         """Joint log density of the seen target cells of each row, nats per physical unit, shape (N,).
 
         Arguments:
             obs: Rows whose target cells are scored.
             targets: Modalities to score.
             given: What is known of the same rows; ``obs`` with the targets hidden by default.
+            method: One of the family's methods.
         """
         names = self._targets(obs, targets)
         value = np.empty(len(obs))
@@ -186,7 +192,8 @@ class Fitted:
             for member, model in enumerate(self.members):
                 conditional = self._condition(model, context)
                 assert isinstance(conditional, HasDensity)
-                found = conditional.log_prob(self._tensors(model, scored), names, self._noise(0, context, member))
+                noise = self._noise(0, context, member)
+                found = conditional.log_prob(self._tensors(model, scored), names, noise, method)
                 kind = found.kind
                 values.append(found.value.double().cpu().numpy())
                 errors.append(np.nan * values[-1] if found.error is None else found.error.double().cpu().numpy())
@@ -197,7 +204,7 @@ class Fitted:
         return Density(value, kind, None if np.isnan(error).all() else error)
 
     def cell_log_prob(
-        self, obs: Observations, targets: Sequence[str], *, given: Observations | None = None
+        self, obs: Observations, targets: Sequence[str], *, given: Observations | None = None, method: str = "default"
     ) -> dict[str, FloatArray]:
         """Marginal log density of each seen target cell, nats per physical unit; NaN where nothing is scored.
 
@@ -213,10 +220,11 @@ class Fitted:
                 conditional = self._condition(model, context)
                 assert isinstance(conditional, HasDensity)
                 noise = self._noise(0, context, member)
-                for name, cells in conditional.cell_log_prob(self._tensors(model, scored), names, noise).items():
+                values = self._tensors(model, scored)
+                for name, cells in conditional.cell_log_prob(values, names, noise, method).items():
                     parts[name].append(cells.double().cpu().numpy())
-            for name, values in parts.items():
-                mixed = np.logaddexp.reduce(values) - np.log(len(values))
+            for name, found_by in parts.items():
+                mixed = np.logaddexp.reduce(found_by) - np.log(len(found_by))
                 found[name][tile.place] = mixed[: tile.rows].reshape(tile.rows, *self.schema[name].shape)
         return {name: np.where(whole.parts[name].seen, found[name] + jacobian[name], np.nan) for name in names}
 

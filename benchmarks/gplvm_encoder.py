@@ -1,0 +1,110 @@
+"""Posteriors of new objects per second, and what the encoder's single pass costs in density.
+
+A shared GPLVM trained on simulated quasars infers new ones from their spectra alone: by the encoder's one pass, by the
+refinement that is the default, and by 200 Gauss-Newton steps from the encoder's start. The score is the NLPD of each
+label; the time is that of mean and standard deviation of every latent, scaling and tiling included, on two threads.
+
+Run with ``python -m benchmarks.gplvm_encoder [--quick] [--seed N] --out DIR``.
+"""
+
+import os
+import time
+from dataclasses import dataclass, replace
+
+os.environ.setdefault("MKL_CBWR", "AVX2,STRICT")
+
+import numpy as np
+import torch
+from astropy.table import Table
+
+from benchmarks._harness import main
+from consilience.data.observations import Observations
+from consilience.models.shared_gplvm import SharedGPLVM
+from consilience.predict.fitted import Fitted
+from consilience.simulators import quasars
+from consilience.studies.runner import Results
+from consilience.train.config import TrainConfig
+from consilience.workflow.fit import fit
+
+__all__ = ["Sizes", "measure"]
+
+LONG = 200  # steps of the optimisation that the encoder is compared with
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Training objects, their steps; new objects that are timed, and those of them that are scored."""
+
+    train: int = 4000
+    steps: int = 600
+    timed: int = 8192
+    scored: int = 1024
+    repeats: int = 3
+    family: SharedGPLVM = SharedGPLVM(
+        latent_dim=10,
+        inducing=60,
+        private={"labels": 2, "spectrum": 4},
+        functions={"spectrum": 24},
+        likelihoods={"labels": "heteroscedastic"},
+    )
+
+
+def measure(seed: int, quick: bool) -> Results:
+    """Train, then infer the same new objects in each way."""
+    torch.set_num_threads(2)
+    tiny = SharedGPLVM(latent_dim=2, inducing=8, hidden=8, functions={"spectrum": 3})
+    sizes = Sizes(120, 15, 128, 64, 1, tiny) if quick else Sizes()
+    table = quasars(sizes.train, seed=seed).select("spectrum", "labels")
+    fitted = fit(sizes.family, table, TrainConfig(max_steps=sizes.steps, seed=seed))
+    new = quasars(sizes.timed, seed=seed + 1_000_003).select("spectrum", "labels")
+    names = [cell.name for cell in table.schema["labels"].cells]
+    ways = {
+        "encoder": (fitted, "encoder"),
+        "default": (fitted, "default"),
+        f"{LONG} steps": (_with_steps(fitted, LONG), "default"),
+    }
+    rows, nlpd, rates = [], {}, {}
+    for way, (model, method) in ways.items():
+        nlpd[way] = _nlpd(model, new[: sizes.scored], method)
+        some = new if way != f"{LONG} steps" else new[: sizes.scored]
+        rates[way] = len(some) / min(_seconds(model, some.hide("labels"), method) for _ in range(sizes.repeats))
+        rows.append([way, round(rates[way], 1), *nlpd[way].tolist()])
+    excess = nlpd["encoder"] - nlpd[f"{LONG} steps"]
+    numbers = {
+        "posteriors_per_second": rates["encoder"],
+        "posteriors_per_second_default": rates["default"],
+        "nlpd_encoder_minus_long_max": float(excess.max()),
+        "nlpd_default_minus_long_max": float((nlpd["default"] - nlpd[f"{LONG} steps"]).max()),
+        "nlpd_encoder_minus_default_max": float((nlpd["encoder"] - nlpd["default"]).max()),
+        "train_rows": sizes.train,
+        "new_rows": sizes.timed,
+        "scored_rows": sizes.scored,
+        "pixels": table.schema["spectrum"].size,
+    }
+    columns = ["inference", "posteriors/s", *(f"nlpd {name}" for name in names)]
+    return Results(numbers, {"Posteriors of new objects from spectra alone": Table(rows=rows, names=columns)})
+
+
+def _with_steps(fitted: Fitted, steps: int) -> Fitted:
+    """The same model with another number of refinement steps."""
+    family = fitted.family.model_copy(update={"inference_steps": steps})
+    model = family.build(fitted.schema, int(fitted.provenance["rows"]), 0).eval()
+    model.load_state_dict(fitted.members[0].state_dict())
+    model.refresh()
+    return replace(fitted, members=(model,), family=family)
+
+
+def _seconds(fitted: Fitted, new: Observations, method: str) -> float:
+    begun = time.perf_counter()
+    fitted.latent(new, method=method)
+    return time.perf_counter() - begun
+
+
+def _nlpd(fitted: Fitted, new: Observations, method: str) -> np.ndarray:
+    """Of each label, in nats per physical unit."""
+    found = fitted.cell_log_prob(new, ["labels"], given=new.hide("labels"), method=method)["labels"]
+    return -np.nanmean(found, axis=0)
+
+
+if __name__ == "__main__":
+    main("gplvm_encoder", measure)
