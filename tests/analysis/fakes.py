@@ -129,7 +129,7 @@ class Fake:
         values = {t: x[:, :, self.world.slices[t]].reshape(n, len(obs), *self.schema[t].shape) for t in targets}
         return Samples(self.schema.select(targets), values, obs.ids, np.zeros(n, int))
 
-    def summarise(self, obs, targets, *, statistics=("mean", "std"), n=100, seed=0, observed=False, at=None):
+    def summarise(self, obs, targets, *, statistics=("mean", "std"), n=100, seed=0):
         mean, sd = self._moments(obs)
         parts = {"mean": mean, "std": sd}
         found = {

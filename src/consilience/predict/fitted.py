@@ -110,7 +110,7 @@ class Fitted:
                 f"({n} draws of {len(obs)} objects). Use summarise, fewer draws, or fewer rows at a time."
             )
         values = {name: np.empty((n, len(obs), *self.schema[name].shape)) for name in names}
-        for tile, draws in self._draws(obs, names, n, seed, method, at if observed else None, observed=observed):
+        for tile, draws in self._draws(obs, names, n, seed, method, (at or obs) if observed else None):
             for name in names:
                 values[name][:, tile.place] = draws[name][:, : tile.rows]
         return Samples(self.schema.select(names), values, obs.ids, self._owners(n))
@@ -124,12 +124,10 @@ class Fitted:
         n: int = 200,
         seed: int = 0,
         method: str = "default",
-        observed: bool = False,
-        at: Observations | None = None,
     ) -> Predictive:
         """Statistics of draws, tile by tile, never holding all draws: "mean", "std", or a percentile such as "q2.5".
 
-        Other arguments as :meth:`sample`.
+        The draws are noiseless; other arguments as :meth:`sample`.
 
         Raises:
             RequestError: an unknown target or statistic, or n < 1.
@@ -137,7 +135,7 @@ class Fitted:
         names = self._targets(obs, targets, n)
         functions = {key: _statistic(key) for key in statistics}
         found = {name: {k: np.empty((len(obs), *self.schema[name].shape)) for k in functions} for name in names}
-        for tile, draws in self._draws(obs, names, n, seed, method, at if observed else None, observed=observed):
+        for tile, draws in self._draws(obs, names, n, seed, method):
             for name in names:
                 for key, function in functions.items():
                     # over whole tiles: numpy adds a single column in another order
@@ -252,13 +250,11 @@ class Fitted:
         n: int,
         seed: int,
         method: str,
-        at: Observations | None,
-        *,
-        observed: bool,
+        at: Observations | None = None,
     ) -> Iterator[tuple[Tile, dict[str, FloatArray]]]:
         owners = self._owners(n)
-        errors = conform(at or obs, self.schema)
-        if len(errors) != len(obs) or (errors.ids != obs.ids).any():
+        errors = None if at is None else conform(at, self.schema)
+        if errors is not None and (len(errors) != len(obs) or (errors.ids != obs.ids).any()):
             raise RequestError("Expected `at` with the ids of the rows sampled; got others. Pass the same rows.")
         for tile in tiles(conform(obs.detached(), self.schema)):
             pieces: dict[str, list[FloatArray]] = {name: [] for name in names}
@@ -274,8 +270,8 @@ class Fitted:
             for name in names:
                 draws = np.concatenate(pieces[name]).reshape(n, len(tile.obs), *self.schema[name].shape)
                 found[name] = self.scaler.inverse(name, draws)
-                sigma = errors.parts[name].sigma
-                if observed and sigma is not None:
+                sigma = None if errors is None else errors.parts[name].sigma
+                if sigma is not None:
                     normal = Noise(seed, obs.ids[tile.place], dtype=torch.float64).normal(
                         f"error/{name}", n, self.schema[name].shape
                     )
