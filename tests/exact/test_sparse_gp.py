@@ -245,11 +245,27 @@ def test_a_precision_that_float32_cannot_invert_is_inverted_in_float64():
 
 
 @pytest.mark.parametrize("kernel", ["rbf", "linear", "matern32", "linear+rbf", "rbf*periodic"])
-def test_jacobian_equals_reverse_differentiation(kernel):
+def test_slopes_equal_reverse_differentiation(kernel):
     gp = SparseGP(build_kernel(kernel, 3), spread_out(3, 6, 80), 2).double()
-    z = normal(81, 5, 3)
-    slopes, diagonals = gp.jacobian(z)
-    dense = torch.func.jacrev(lambda at: gp.features(at).a)(z)  # (B, M, B, Q): block diagonal
-    rows = torch.arange(5)
-    torch.testing.assert_close(slopes, dense[rows, :, rows].mT, rtol=1e-6, atol=1e-8)
+    gp.q.set_natural(torch.eye(6).repeat(2, 1, 1), normal(82, 2, 6))
+    z, vectors, rows = normal(81, 5, 3), normal(83, 5, 6), torch.arange(5)
+    with torch.no_grad():
+        means, along = gp.slopes(z, vectors, gp.root())
+        diagonals = gp.kernel.diagonal_slope(z).mT
+    # (B, D, B, Q) and the like: block diagonal
+    dense = torch.func.jacrev(lambda at: gp.mean_at(gp.features(at)))(z)
+    torch.testing.assert_close(means, dense[rows, :, rows].mT, rtol=1e-6, atol=1e-8)
+    dense = torch.func.jacrev(lambda at: (gp.features(at).a * vectors).sum(-1))(z)
+    torch.testing.assert_close(along, dense[rows, rows], rtol=1e-6, atol=1e-8)
     torch.testing.assert_close(diagonals, torch.func.jacrev(gp.kernel.diagonal)(z)[rows, rows], rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("outputs", [5, 70], ids=["dense", "packed"])
+def test_variances_and_their_slopes(outputs):
+    gp = random_gp(90, 2, 6, outputs)
+    a = normal(91, 4, 6).requires_grad_()
+    expected = torch.einsum("nm,dmk,nk->nd", a, torch.linalg.inv(gp.q.natural_precision), a)
+    torch.testing.assert_close(gp.q.quadratic(a), expected)
+    weight = normal(92, 4, outputs)
+    found, right = (torch.autograd.grad((q * weight).sum(), a)[0] for q in (gp.q.quadratic(a), expected))
+    torch.testing.assert_close(found, right)

@@ -74,24 +74,29 @@ class SparseGP(nn.Module):
         maker = CommonInducing if common else SeparateInducing
         self.q: CommonInducing | SeparateInducing = maker(functions or outputs, len(inducing))
 
-    def features(self, z: Tensor) -> Features:
-        """Shared features of z (B, Q); the Cholesky factor of K_uu is taken in float64."""
-        a = self.whiten(self.kernel(self.inducing, z)).mT
+    def features(self, z: Tensor, root: Tensor | None = None) -> Features:
+        """Shared features of z (B, Q); ``root`` saves the factorisation where it is known."""
+        k = self.kernel(self.inducing, z)
+        a = torch.linalg.solve_triangular(self.root() if root is None else root, k.double(), upper=False).to(k.dtype).mT
         return Features(a, (self.kernel.diagonal(z) - a.square().sum(-1)).clamp_min(0))
 
-    def jacobian(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Derivatives along z of the features, (B, Q, M), and of k(z, z), (B, Q)."""
-        slope = self.kernel.slope(self.inducing, z)  # (Q, M, B)
-        whitened = self.whiten(slope.transpose(0, 1).flatten(1)).unflatten(1, (z.shape[1], len(z)))
-        return whitened.permute(2, 1, 0), self.kernel.diagonal_slope(z).mT
-
-    def whiten(self, k: Tensor) -> Tensor:
-        """L⁻¹ k for k of shape (M, B)."""
-        inducing = self.inducing.double()  # a rank-deficient gram (linear kernel, M > Q) drowns in float32 rounding
+    def root(self) -> Tensor:
+        """L, shape (M, M), in float64: a rank-deficient gram (linear kernel, M > Q) drowns in float32 rounding."""
+        inducing = self.inducing.double()
         gram = self.kernel(inducing, inducing)
         level = JITTER * gram.diagonal().mean().detach()
-        factor = torch.linalg.cholesky(gram + level * torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
-        return torch.linalg.solve_triangular(factor, k.double(), upper=False).to(k.dtype)
+        return torch.linalg.cholesky(gram + level * torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
+
+    def slopes(self, z: Tensor, along: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
+        """Derivatives along z of the means of f, (B, Q, D), and of A_nᵀ v_n for vectors v (B, M), (B, Q)."""
+        slope = self.kernel.slope(self.inducing, z).permute(2, 1, 0).contiguous()  # ∂k_u / ∂z, (B, M, Q)
+        vectors = torch.cat([self.q.mean, along]).double().mT
+        # L⁻ᵀ v once for a vector instead of L⁻¹ ∂k for Q derivatives of every row
+        back = torch.linalg.solve_triangular(root.mT, vectors, upper=True).to(slope.dtype).mT
+        count = len(self.q.mean)
+        functions = product(slope.mT, back[:count])
+        means = functions if self.basis is None else product(functions, self.basis)
+        return means, (slope.mT @ back[count:, :, None])[..., 0]
 
     def moments(self, features: Features) -> tuple[Tensor, Tensor]:
         """Mean and variance of f at the features, each (B, D)."""
@@ -102,12 +107,8 @@ class SparseGP(nn.Module):
 
     def mean_at(self, features: Features) -> Tensor:
         """Mean of f at the features, (B, D), alone: without the variance, most of the cost of :meth:`moments`."""
-        return self.constant + self.means(features.a)
-
-    def means(self, a: Tensor) -> Tensor:
-        """W M a for features or their derivatives a (…, M), shape (…, D)."""
-        functions = product(a, self.q.mean)
-        return functions if self.basis is None else product(functions, self.basis)
+        functions = product(features.a, self.q.mean)
+        return self.constant + (functions if self.basis is None else product(functions, self.basis))
 
     def divergence(self) -> Tensor:
         """KL(q(v_c) ‖ N(0, I)) of each function, shape (C,); constant in the parameters that Adam moves."""

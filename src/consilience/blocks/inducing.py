@@ -13,6 +13,7 @@ References:
 """
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from consilience.errors import DataError
 __all__ = ["AbstractInducing", "CommonInducing", "SeparateInducing", "inverse", "invert_blocks"]
 
 CHUNK = 64  # functions inverted together: a few megabytes, so that they stay in cache
-FEW = 16  # functions below which packing the features costs more than it saves
+FEW = 64  # functions up to which packing the features costs more than it saves
 LEAF = 30  # below this a Cholesky factorisation is faster than another halving
 ALIKE = 1e-4  # relative difference of weights that rounding explains
 
@@ -75,6 +76,7 @@ class SeparateInducing(AbstractInducing):
     covariance: Tensor  # S_c packed: triangle of the first, across, triangle of the second, off-diagonal doubled
     log_determinant: Tensor  # log |Λ_c|, shape (C,)
     trace: Tensor  # tr S_c, shape (C,)
+    dense: Tensor  # S_c, shape (C, M, M), where there are FEW functions, else empty
     rows: Tensor  # of each packed cell, shape (≥ M (M + 1) / 2,)
     columns: Tensor
 
@@ -96,11 +98,12 @@ class SeparateInducing(AbstractInducing):
             self.register_buffer(name, torch.zeros(shape), persistent=False)
         for name in ("log_determinant", "trace"):
             self.register_buffer(name, torch.zeros(functions), persistent=False)
+        self.register_buffer("dense", torch.zeros(functions * (functions <= FEW), size, size), persistent=False)
         self.refresh()
 
     def quadratic(self, a: Tensor) -> Tensor:
-        if len(self.mean) <= FEW:
-            return (product(a, self._unpacked()) * a).sum(-1).mT
+        if len(self.dense):
+            return _Quadratic.apply(a, self.dense)
         # A'SA as one GEMM over packed triangles, half the work of the full (B, M²) × (M², C)
         return product(self.packed(a), self.covariance)
 
@@ -147,7 +150,7 @@ class SeparateInducing(AbstractInducing):
         old = self.mean.clone()
         self._step_precision(a, precision, scale * rate, rate)
         self.refresh()
-        covariance = self._unpacked()
+        covariance = self.dense if len(self.dense) else self._unpacked()
         for c in range(len(old)):
             self.natural_mean[c].lerp_(scale * site[:, c] @ a, rate)
             self.mean[c] = covariance[c] @ self.natural_mean[c]
@@ -199,6 +202,8 @@ class SeparateInducing(AbstractInducing):
                 torch.mul(block.flatten(1).index_select(1, cells), times, out=packed[:, part])
             torch.mul(across.flatten(1), 2.0, out=packed[:, edges[0] : edges[1]])
             self.trace[some] = first.diagonal(dim1=-2, dim2=-1).sum(-1) + second.diagonal(dim1=-2, dim2=-1).sum(-1)
+        if len(self.dense):
+            self.dense.copy_(self._unpacked())
 
     def _triangle(self, size: int) -> tuple[Tensor, Tensor]:
         """Flat places of a lower triangle, and how often each counts."""
@@ -269,6 +274,21 @@ class CommonInducing(AbstractInducing):
         mean = (self.weight[:, None] * (self.response.double() @ vectors) * shrinkage) @ vectors.mT
         for buffer, new in ((self.vectors, vectors), (self.shrinkage, shrinkage), (self.mean, mean)):
             buffer.copy_(new)
+
+
+class _Quadratic(torch.autograd.Function):
+    """aᵀ S_c a of rows a (B, M) and symmetric constants S (C, M, M), shape (B, C); its slope 2 Σ_c g_c S_c a."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, s: Tensor) -> Tensor:  # noqa: ANN401 - torch's own context
+        mapped = product(a, s)  # (C, B, M)
+        ctx.save_for_backward(mapped)
+        return (mapped * a).sum(-1).mT
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+        (mapped,) = ctx.saved_tensors
+        return 2 * (gradient.mT[..., None] * mapped).sum(0), None
 
 
 def _blocks(first: Tensor, across: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

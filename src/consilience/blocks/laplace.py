@@ -66,7 +66,8 @@ def gauss_newton(
         mean: a of the prior, shape (Q,).
         precision: P of the prior, shape (Q, Q).
     """
-    here = _evaluate(start, views, mean, precision)
+    roots = [view.gp.root() for view in views]
+    here = _evaluate(start, views, roots, mean, precision)
     damping = torch.full_like(start[:, 0], 0.1)
     # 1e-3 nats in float32, below which rounding, and so the batch, would decide which steps are taken
     slack = 3 * torch.finfo(start.dtype).eps ** 0.5
@@ -74,7 +75,7 @@ def gauss_newton(
     for _ in range(steps):
         factor = torch.linalg.cholesky_ex(here.curvature + damping[:, None, None] * identity)[0]
         step = torch.cholesky_solve(here.gradient[..., None], factor)[..., 0]
-        there = _evaluate(here.z + step, views, mean, precision)
+        there = _evaluate(here.z + step, views, roots, mean, precision)
         gain = there.objective - here.objective
         # where F no longer tells two points apart, the better one has the smaller slope: steps that overshoot the
         # optimum would bounce about it for ever, and amplify rounding each time
@@ -96,23 +97,24 @@ def gauss_newton(
     return here.z, here.curvature
 
 
-def _evaluate(z: Tensor, views: Sequence[View], prior_mean: Tensor, precision: Tensor) -> _Point:
+def _evaluate(
+    z: Tensor, views: Sequence[View], roots: Sequence[Tensor], prior_mean: Tensor, precision: Tensor
+) -> _Point:
     away = z - prior_mean
     gradient = -product(away, precision)
     objective = 0.5 * (away * gradient).sum(-1)
     curvature = precision.expand(len(z), -1, -1).clone()
-    for view in views:
+    for view, root in zip(views, roots, strict=True):
         at = z[:, view.columns]
-        features = view.gp.features(at)
+        features = view.gp.features(at, root)
         with torch.enable_grad():
             a, rest = features.a.detach().requires_grad_(), features.rest.detach().requires_grad_()
             mean, variance = view.gp.moments(type(features)(a, rest))
             expected, g, h = view.likelihood.slopes(view.part, mean, variance)
             along_a, along_rest = torch.autograd.grad((mean, variance), (a, rest), (g, h))
-        jacobian, diagonal = view.gp.jacobian(at)  # (B, Q_m, M), (B, Q_m)
-        drest = diagonal - 2 * (jacobian @ features.a[..., None])[..., 0]
-        slope = (jacobian @ along_a[..., None])[..., 0] + along_rest[:, None] * drest
-        j = view.gp.means(jacobian)  # (B, Q_m, D)
+        # rest = k(z, z) - |A|²
+        j, slope = view.gp.slopes(at, along_a - 2 * along_rest[:, None] * features.a, root)
+        slope = slope + along_rest[:, None] * view.gp.kernel.diagonal_slope(at).mT
         weight = view.likelihood.precision(view.part, mean, h)
         objective = objective + expected.sum(-1)
         gradient[:, view.columns] += slope
