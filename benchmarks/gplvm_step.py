@@ -27,7 +27,7 @@ from consilience.data.schema import ModalitySpec, Schema
 from consilience.models.shared_gplvm import SharedGPLVM
 from consilience.studies.runner import Results
 
-__all__ = ["Sizes", "bound_relative_error", "measure", "step_seconds"]
+__all__ = ["Sizes", "bound_relative_error", "make_table", "measure", "our_step", "step_seconds"]
 
 
 MISSING = 0.2  # share of the cells
@@ -48,10 +48,10 @@ class Sizes:
 
 def step_seconds(sizes: Sizes, seed: int, dtype: torch.dtype = torch.float32) -> dict[str, np.ndarray]:
     """Seconds of each timed step of "ours" and "gpytorch", in turns."""
-    table = _table(sizes, seed, dtype)
+    table = make_table(sizes, seed, dtype)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(sizes.rows, generator=generator)[: sizes.batch]
-    steps = {"ours": _our_step(table, sizes, seed, dtype), "gpytorch": _peer_step(table, sizes, seed, dtype)}
+    steps = {"ours": our_step(table, sizes, seed, dtype), "gpytorch": _peer_step(table, sizes, seed, dtype)}
     calls = {name: lambda step=step: step(order) for name, step in steps.items()}
     return turns(calls, repeats=sizes.turns, streak=sizes.streak)
 
@@ -59,7 +59,7 @@ def step_seconds(sizes: Sizes, seed: int, dtype: torch.dtype = torch.float32) ->
 def bound_relative_error(sizes: Sizes, seed: int) -> float:
     """|ours - GPyTorch's| / |GPyTorch's| of the bound at the same z, q(u), kernel, noise and constants, float64."""
     dtype = torch.float64
-    table = _table(sizes, seed, dtype)
+    table = make_table(sizes, seed, dtype)
     model = SharedGPLVM(latent_dim=sizes.latent, inducing=sizes.inducing, kernel="rbf", posterior="point").build(
         table.schema, sizes.rows, seed
     )
@@ -108,7 +108,8 @@ def measure(seed: int, quick: bool) -> Results:
     return Results(numbers, {"Seconds per training step": Table(rows=rows, names=["method", "median", "fastest"])})
 
 
-def _table(sizes: Sizes, seed: int, dtype: torch.dtype) -> Observations:
+def make_table(sizes: Sizes, seed: int, dtype: torch.dtype = torch.float32) -> Observations:
+    """Smooth functions of random latents with noise and gaps, as scaled tensors."""
     generator = torch.Generator().manual_seed(seed)
     z = torch.randn(sizes.rows, sizes.latent, generator=generator)
     w = torch.randn(sizes.latent, sizes.outputs, generator=generator)
@@ -124,7 +125,10 @@ def _table(sizes: Sizes, seed: int, dtype: torch.dtype) -> Observations:
     )
 
 
-def _our_step(table: Observations, sizes: Sizes, seed: int, dtype: torch.dtype) -> Callable[[Tensor], None]:
+def our_step(
+    table: Observations, sizes: Sizes, seed: int, dtype: torch.dtype = torch.float32
+) -> Callable[[Tensor], None]:
+    """What the training loop does in a step, as a function of the rows of the batch."""
     family = SharedGPLVM(latent_dim=sizes.latent, inducing=sizes.inducing, kernel="rbf", posterior="diagonal")
     model = family.build(table.schema, sizes.rows, seed).to(dtype)
     with torch.no_grad():

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from consilience.data.observations import Modality, Observations, State
     from consilience.data.samples import Samples
     from consilience.data.schema import Cell, Grid, ModalitySpec, Schema
+    from consilience.data.streaming import Streamed
     from consilience.errors import ConsilienceError
     from consilience.io import read, write
+    from consilience.io.stream import stream
     from consilience.models.shared_gplvm import SharedGPLVM
     from consilience.predict.fitted import Fitted, load
     from consilience.report.page import report
@@ -39,6 +41,7 @@ __all__ = [
     "SharedGPLVM",
     "Stage",
     "State",
+    "Streamed",
     "TrainConfig",
     "__version__",
     "analysis",
@@ -49,6 +52,7 @@ __all__ = [
     "read",
     "report",
     "simulators",
+    "stream",
     "write",
 ]
 
@@ -67,11 +71,13 @@ _HOMES = {
     "SharedGPLVM": "consilience.models.shared_gplvm",
     "Stage": "consilience.train.config",
     "State": "consilience.data.observations",
+    "Streamed": "consilience.data.streaming",
     "TrainConfig": "consilience.train.config",
     "fit": "consilience.workflow.fit",
     "load": "consilience.predict.fitted",
     "read": "consilience.io",
     "report": "consilience.report.page",
+    "stream": "consilience.io.stream",
     "write": "consilience.io",
 }
 _SUBPACKAGES = ("analysis", "errors", "plots", "simulators")

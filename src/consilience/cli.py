@@ -84,11 +84,12 @@ def study(
     out: Annotated[Path, typer.Option("--out", help="Folder of results.", show_default=False)],
     data: Annotated[Path | None, typer.Option("--data", help="Folder of real data.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Tiny sizes, to see that it runs.")] = False,
+    size: Annotated[str | None, typer.Option("--size", help="Another size; quasars has 1000 and 23000.")] = None,
     settings: Annotated[Path | None, typer.Option("--settings", help="TOML instead of the study's own.")] = None,
     seed: Seed = 0,
 ) -> None:
     """Run an experiment; write results.json, table.md and figures."""
-    _study(name, out, data=data, quick=quick, seed=seed, settings=settings)
+    _study(name, out, data=data, quick=quick, size=size, seed=seed, settings=settings)
 
 
 @app.command(epilog="Example: consilience fit quasars.parquet --select spectrum,labels --config model.toml --out model")
@@ -101,14 +102,16 @@ def fit(
     select: Annotated[str, typer.Option("--select", help="Modalities to model; all by default.")] = "",
     resume: Annotated[Path | None, typer.Option("--resume", help="Folder of checkpoints to go on from.")] = None,
     members: Annotated[int, typer.Option("--members", min=1, help="Size of the ensemble.")] = 1,
+    on_disk: Annotated[bool, typer.Option("--stream", help="Leave a Parquet table on disk while training.")] = False,
 ) -> None:
     """Fit a model to a table and measure its coverage on held-out rows."""
     from consilience.config import read_config
     from consilience.io import read
+    from consilience.io.stream import stream
     from consilience.workflow.fit import fit as fit_model
 
     found = read_config(config)
-    obs = read(data, schema or found.schema)
+    obs = (stream if on_disk else read)(data, schema or found.schema)
     obs = obs.select(*_names(select)) if select else obs
     fitted = fit_model(found.family, obs, found.train, members=members, resume=resume)
     fitted.save(out)

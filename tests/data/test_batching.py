@@ -39,3 +39,24 @@ def test_epochs_and_seeds_are_shuffled_anew(other):
     step = 0 if other.seed else 1
     assert first.rows(0).tolist() != other.rows(step).tolist()
     assert sorted(first.rows(0)) == sorted(other.rows(step)) == list(range(20))
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.integers(1, 8), st.integers(0, 5))
+def test_rows_of_a_file_come_in_windows_of_blocks(sizes, size, seed):
+    blocks, window = np.repeat(np.arange(len(sizes)), sizes), 12
+    schedule = BatchSchedule(len(blocks), size, seed, blocks, window)
+    flat = np.concatenate([schedule.rows(step) for step in range(schedule.steps_per_epoch)])
+    assert len(set(flat.tolist())) == len(flat) == min(size, len(blocks)) * (len(blocks) // min(size, len(blocks)))
+    # between two rows of a block lie only rows that fit a window with it
+    for block in range(len(sizes)):
+        places = np.flatnonzero(blocks[flat] == block)
+        if len(places):
+            assert places[-1] - places[0] < max(window, sizes[block])
+
+
+def test_rows_of_a_window_are_shuffled_together():
+    schedule = BatchSchedule(100, 100, 0, np.repeat(np.arange(10), 10), 50)
+    order = schedule.rows(0)
+    assert len(set((order[:20] // 10).tolist())) > 2  # a window holds five blocks
+    assert sorted(order.tolist()) == list(range(100))
+    assert schedule.rows(1).tolist() != order.tolist()

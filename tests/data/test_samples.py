@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from astropy import units
 
-from consilience.data.samples import Samples
+from consilience.data.samples import Latent, Samples
 from consilience.data.schema import ModalitySpec, Schema
 from consilience.errors import RequestError
 
@@ -85,3 +85,13 @@ def test_datatree_holds_the_dataset_as_posterior(draws):
     tree = draws.to_datatree()
     assert list(tree.children) == ["posterior"]
     assert tree["posterior"].to_dataset().identical(draws.to_xarray())
+
+
+def test_dimensions_that_observations_decide_are_told_from_those_they_do_not():
+    rng = np.random.default_rng(0)
+    mean = np.stack([rng.normal(size=4000), 0.5 * rng.normal(size=4000), np.zeros(4000)], axis=1)
+    std = np.broadcast_to([1e-3, np.sqrt(0.75), 1.0], mean.shape)
+    found = Latent({"shared": mean}, {"shared": std}, np.arange(4000).astype(str))
+    np.testing.assert_allclose(found.informed()["shared"], [1.0, 0.25, 0.0], atol=0.02)
+    assert found.used() == {"shared": 2}
+    assert found.used(0.5) == {"shared": 1}

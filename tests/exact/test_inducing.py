@@ -1,10 +1,11 @@
 """Mixed functions against the dense linear algebra of all of them at once; common precisions against separate ones."""
 
+import numpy as np
 import pytest
 import torch
 
 from consilience.blocks.gp import SparseGP
-from consilience.blocks.inducing import CommonInducing, SeparateInducing
+from consilience.blocks.inducing import CommonInducing, Features, SeparateInducing
 from consilience.blocks.kernels import RBF, build_kernel
 from consilience.errors import DataError
 
@@ -37,7 +38,7 @@ def step(gp, z, value, precision, *, scale, rate):
     with torch.no_grad():
         features = gp.features(z)
         gradient = precision * (value - gp.mean_at(features))
-        gp.natural_step(features.a, gradient, precision, scale=scale, rate=rate)
+        gp.natural_step(features, gradient, precision, scale=scale, rate=rate)
 
 
 def bound(gp, z, value, precision, scale):
@@ -138,11 +139,61 @@ def test_a_common_precision_is_that_of_every_output():
 
 def test_a_batch_that_sees_nothing_leads_back_to_the_prior():
     q = CommonInducing(2, 3).double()
-    a, ones = normal(90, 5, 3), torch.ones(5, 2, dtype=torch.float64)
+    a, ones = Features(normal(90, 5, 3), normal(93, 5)), torch.ones(5, 2, dtype=torch.float64)
     q.step(a, normal(91, 5, 2), 4 * ones, scale=1.0, rate=1.0)
     assert (q.divergence() > 0.1).all()
     q.step(a, 0 * ones, 0 * ones, scale=1.0, rate=1.0)
     torch.testing.assert_close(q.divergence(), torch.zeros(2, dtype=torch.float64), atol=1e-12, rtol=0)
+
+
+def cloud(rows=5, latent=2):
+    """Means and Cholesky factors of Gaussians, and a Gauss-Hermite rule for averages over them."""
+    factor = 0.3 * torch.tril(normal(101, rows, latent, latent)) + 0.2 * torch.eye(latent, dtype=torch.float64)
+    node, weight = np.polynomial.hermite_e.hermegauss(40)
+    x = torch.tensor(np.stack(np.meshgrid(node, node), -1).reshape(-1, 2))
+    w = torch.tensor(np.outer(weight, weight).ravel() / (2 * np.pi))
+    return normal(100, rows, latent), factor, x, w
+
+
+def test_means_of_the_features_over_a_gaussian():
+    gp = SparseGP(RBF(2), 2 * normal(102, 6, 2), 3).double()
+    with torch.no_grad():
+        gp.kernel.log_lengthscale.copy_(torch.tensor([0.2, -0.3]))
+        gp.kernel.log_variance.fill_(0.4)
+        mean, factor, x, w = cloud()
+        found = gp.expected_features(mean, factor)
+        z = mean + (factor @ x[:, None, :, None])[..., 0]  # (S, B, Q)
+        every = gp.features(z.flatten(0, 1))
+        a, rest = every.a.unflatten(0, z.shape[:2]), every.rest.unflatten(0, z.shape[:2])
+        torch.testing.assert_close(found.a, torch.einsum("s,sbm->bm", w, a), rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(found.second, torch.einsum("s,sbm,sbk->bmk", w, a, a), rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(found.rest, w @ rest, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("form", ["dense", "packed", "common"])
+def test_moments_and_steps_over_a_gaussian(form):
+    outputs = {"dense": 3, "packed": 70, "common": 4}[form]
+    gp = SparseGP(RBF(2), 2 * normal(103, 6, 2), outputs, common=form == "common").double()
+    mean, factor, x, w = cloud()
+    weight = 2.0 + torch.rand(outputs, generator=generator(104), dtype=torch.float64)
+    value = normal(105, 5, outputs)
+    with torch.no_grad():
+        features = gp.expected_features(mean, factor)
+        gradient = weight * (value - gp.mean_at(features))
+        gp.natural_step(features, gradient, weight.expand(5, -1), scale=2.0, rate=1.0)
+        # the optimum: Λ = I + s w Σ E[A Aᵀ], θ = s w Σ E[A] y
+        for d in range(outputs):
+            precision = torch.eye(6, dtype=torch.float64) + 2 * weight[d] * features.second.sum(0)
+            right = torch.linalg.solve(precision, 2 * weight[d] * features.a.mT @ value[:, d])
+            torch.testing.assert_close(gp.q.mean[d], right)
+        # E over z of the square and of the variance are those of the moments
+        z = mean + (factor @ x[:, None, :, None])[..., 0]
+        at, spread = gp.moments(gp.features(z.flatten(0, 1)))
+        at, spread = at.unflatten(0, z.shape[:2]), spread.unflatten(0, z.shape[:2])
+        found, variance = gp.moments(features)
+        torch.testing.assert_close(found, torch.einsum("s,sbd->bd", w, at), rtol=1e-6, atol=1e-8)
+        total = torch.einsum("s,sbd->bd", w, spread + at.square()) - found.square()
+        torch.testing.assert_close(variance, total, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("spoil", [(2, 1, 3.0), (2, 1, 0.0)], ids=["error bar", "gap"])
@@ -150,8 +201,9 @@ def test_a_common_precision_refuses_cells_that_differ(spoil):
     row, column, value = spoil
     precision = torch.full((5, 3), 2.0)
     precision[row, column] = value
+    features = Features(torch.ones(5, 4), torch.zeros(5))
     with pytest.raises(DataError, match="one_mask"):
-        CommonInducing(3, 4).step(torch.ones(5, 4), torch.zeros(5, 3), precision, scale=1.0, rate=1.0)
+        CommonInducing(3, 4).step(features, torch.zeros(5, 3), precision, scale=1.0, rate=1.0)
 
 
 def test_a_common_precision_stores_one_matrix():

@@ -88,7 +88,7 @@ def test_gauss_newton_climbs_and_ends_where_the_gradient_vanishes(kernel):
     likelihood, part, z = Gaussian(outputs).double(), cells(51, rows, outputs), normal(54, rows, latent)
     features = gp.features(z)
     _, g, h = likelihood.slopes(part, *gp.moments(features))
-    gp.natural_step(features.a.detach(), g, -2 * h, scale=20.0, rate=1.0)
+    gp.natural_step(features, g, -2 * h, scale=20.0, rate=1.0)
     view = View(gp, likelihood, part, torch.arange(latent))
 
     def objective(at):

@@ -99,3 +99,27 @@ def test_free_posteriors_meet_the_closed_form_at_maximum_likelihood():
     mean, spread = distance(found, model, hidden)  # maximum likelihood itself is 0.06 and 3 % away with 2 000 rows
     assert mean < 0.08
     assert spread < 0.05
+
+
+@pytest.mark.parametrize("posterior", ["map", "point"])
+def test_points_are_the_mode_and_the_maximum_likelihood(posterior):
+    _, _, hidden, fit = fitted(1500, posterior, max_steps=60)
+    model = fit.members[0].double()
+    context = fit.scaler.forward(hidden).to(dtype=torch.float64)
+    gp, likelihood, part = model.decoders["x"], model.likelihoods["x"], context.parts["x"]
+    with torch.no_grad():
+        found = model.condition(context).posterior
+        corners = torch.cat([torch.zeros(1, 2), torch.eye(2)]).double()
+        at = gp.mean_at(gp.features(corners))
+        loadings, offset = (at[1:] - at[0]).mT, at[0]  # f = W z + c
+        weight = torch.where(part.seen, 1 / likelihood.total(part), 0.0)
+        gram = torch.einsum("nd,dp,dq->npq", weight, loadings, loadings)
+        right = (weight * (part.value - offset)) @ loadings
+        prior = torch.eye(2).double() if posterior == "map" else torch.zeros(2, 2).double()
+        known = torch.linalg.eigvalsh(gram)[:, 0] > 1  # maximum likelihood needs enough cells
+        exact = torch.linalg.solve(gram[known] + prior, right[known])
+    assert known.sum() > 200
+    assert found.factor is None or float(found.factor[known].abs().max()) == 0
+    # the uncertainty of W, left over from 1 500 rows, shrinks z a little
+    away = (found.mean[known] - exact).square().mean().sqrt() / exact.square().mean().sqrt()
+    assert float(away) < 0.02

@@ -41,7 +41,7 @@ def test_a_configuration_that_does_not_fit_is_refused(data, words):
 
 @pytest.mark.parametrize("options", [
     {"private": {"spectra": 1}}, {"likelihoods": {"spectra": "student"}},
-    {"functions": {"spectra": 3}}, {"one_mask": ("spectra",)},
+    {"functions": {"spectra": 3}}, {"one_mask": ("spectra",)}, {"closed": ("spectra",)},
 ])  # fmt: skip
 def test_an_option_for_an_unknown_modality_names_the_nearest(options):
     with pytest.raises(RequestError, match="Did you mean 'spectrum'"):
@@ -238,3 +238,32 @@ def test_one_mask_refuses_what_it_cannot_hold():
     for options in ({"functions": {"spectrum": 2}}, {"likelihoods": {"spectrum": "student"}}):
         with pytest.raises(SchemaError, match="one_mask to be gaussian and not in functions"):
             cs.SharedGPLVM(**SMALL, one_mask=("spectrum",), **options).build(plain().schema, 10, seed=0)
+
+
+def test_a_closed_expectation_is_the_mean_of_many_draws():
+    table = scaled(plain())
+    models = {}
+    for closed in ((), ("spectrum",)):
+        model = cs.SharedGPLVM(**SMALL, closed=closed).build(table.schema, 48, seed=0)
+        torch.manual_seed(0)
+        model.start(table)
+        models[closed] = model
+    models[("spectrum",)].load_state_dict(models[()].state_dict())
+    models[("spectrum",)].refresh()
+    exact = models[("spectrum",)].terms(table, table)["nll/spectrum"].value
+    torch.manual_seed(1)
+    with torch.no_grad():
+        drawn = torch.stack([models[()].terms(table, table)["nll/spectrum"].value for _ in range(3000)])
+    error = drawn.std(0) / 3000**0.5
+    assert ((drawn.mean(0) - exact).abs() < 5 * error + 1e-3).all()
+    assert (drawn.std(0) > 0.05).any()
+    exact.sum().backward()
+    assert torch.isfinite(models[("spectrum",)].decoders["spectrum"].inducing.grad).all()
+
+
+def test_closed_refuses_what_has_no_closed_form():
+    for options in ({"kernel": "linear"}, {"likelihoods": {"labels": "student"}}, {"functions": {"labels": 1}}):
+        with pytest.raises(SchemaError, match="Leave it out of closed"):
+            cs.SharedGPLVM(**SMALL, closed=("labels",), **options).build(plain().schema, 10, seed=0)
+    with pytest.raises(DataError, match="no limits in 'bands' of closed"):
+        cs.fit(cs.SharedGPLVM(**SMALL, closed=("bands",)), mixed(), cs.TrainConfig(max_steps=1, validation=0))

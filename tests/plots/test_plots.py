@@ -99,3 +99,18 @@ def test_the_rest_draw_and_serialise(rng):
         plots.latent_map(np.zeros((3, 3)), np.zeros(3), plots.Labels(), "")
     with pytest.raises(DataError, match="history"):
         plots.history([])
+
+
+def test_trends_show_points_beside_lines_and_dashes_where_they_are_many():
+    few, many, labels = np.arange(4.0), np.linspace(0, 1, 60), plots.Labels("x", "y", "t", "s", "m")
+    parts = [
+        plots.Trend(few, {"a": few + 1, "b": few + 2}, {"a": few + 1, "b": few + 2}, labels),
+        plots.Trend(many, {"c": many + 1}, {"c": many + 1.1}, log=True),
+    ]  # fmt: skip
+    figure = plots.trends(parts, names=("fitted", "measured"))
+    left, right = figure.axes
+    assert {"a, fitted", "a, measured", "b, fitted", "c, measured", "x [s]", "y [m]"} <= set(texts(figure))
+    assert [line.get_marker() for line in left.get_lines()] == ["None", "o", "None", "o"]
+    assert right.get_lines()[1].get_linestyle() == "--"
+    assert right.get_yscale() == "log"
+    np.testing.assert_array_equal(left.get_lines()[3].get_ydata(), few + 2)

@@ -234,34 +234,49 @@ class RidgePCA(AbstractBaseline):
 
 @dataclass
 class BoostedTrees(AbstractBaseline):
-    """Histogram gradient boosting on the cells themselves, gaps left as gaps; wide grids are binned to ``widest``."""
+    """Histogram gradient boosting, gaps left as gaps, on the cells themselves or on means of neighbours.
+
+    Means in at most so many groups as ``widths`` says; which, is chosen for each target cell by cross-validation.
+    """
 
     name: ClassVar[str] = "boosted trees"
-    widest: int = 100
+    widths: tuple[int, ...] = (100, 1000)
     rounds: int = 120
     rate: float = 0.1
-    _groups: list[IntArray] = field(default_factory=list, init=False)
-    _trees: dict[int, object] = field(default_factory=dict, init=False)
+    _groups: list[list[IntArray]] = field(default_factory=list, init=False)
+    _trees: dict[int, tuple[slice, object]] = field(default_factory=dict, init=False)
 
     def _prepare(self, x: FloatArray) -> FloatArray:
-        self._groups = np.array_split(np.arange(x.shape[1]), min(self.widest, x.shape[1]))
+        counts = sorted({min(width, x.shape[1]) for width in self.widths})
+        self._groups = [np.array_split(np.arange(x.shape[1]), count) for count in counts]
         return self._project(x)
 
     def _project(self, x: FloatArray) -> FloatArray:
-        return np.stack([_seen_mean(x[:, group]) for group in self._groups], axis=1)
+        every = [group for groups in self._groups for group in groups]
+        return np.stack([_seen_mean(x[:, group]) for group in every], axis=1)
 
     def _fit_cell(self, cell: int, x: FloatArray, y: FloatArray | None, fold: IntArray | None = None) -> FloatArray:
         if y is None or fold is None:
             return np.empty(0)
-        error = np.empty(len(y))
-        for k in range(FOLDS):
-            train, test = fold != k, fold == k
-            error[test] = y[test] - self._model(len(y)).fit(_alive(x[train]), y[train]).predict(x[test])
-        self._trees[cell] = self._model(len(y)).fit(_alive(x), y)
-        return error
+        best, found, start = np.inf, np.empty(0), 0
+        for groups in self._groups:
+            columns = slice(start, start + len(groups))
+            start += len(groups)
+            error = np.empty(len(y))
+            for k in range(FOLDS):
+                train, test = fold != k, fold == k
+                model = self._model(len(y)).fit(_alive(x[train, columns]), y[train])
+                error[test] = y[test] - model.predict(x[test, columns])
+            if (error**2).mean() < best:
+                best, found = float((error**2).mean()), error
+                self._trees[cell] = columns, self._model(len(y)).fit(_alive(x[:, columns]), y)
+        return found
 
     def _predict_cell(self, cell: int, x: FloatArray) -> FloatArray:
-        return self._trees[cell].predict(x) if cell in self._trees else np.full(len(x), np.nan)  # type: ignore[attr-defined]
+        if cell not in self._trees:
+            return np.full(len(x), np.nan)
+        columns, trees = self._trees[cell]
+        return trees.predict(x[:, columns])  # type: ignore[attr-defined]
 
     def _model(self, rows: int):  # noqa: ANN202 - scikit-learn is imported only here
         from sklearn.ensemble import HistGradientBoostingRegressor

@@ -16,31 +16,16 @@ References:
     | Kernels for vector-valued functions: a review (Álvarez et al., 2012) | https://arxiv.org/abs/1106.6251
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
-from consilience.blocks.inducing import CommonInducing, SeparateInducing
-from consilience.blocks.kernels import AbstractKernel
+from consilience.blocks.inducing import CommonInducing, Features, SeparateInducing
+from consilience.blocks.kernels import RBF, AbstractKernel
 from consilience.blocks.products import product
 
-__all__ = ["Features", "SparseGP"]
+__all__ = ["SparseGP"]
 
 JITTER = 1e-6
-
-
-@dataclass(frozen=True, slots=True)
-class Features:
-    """What all functions share at latent positions z: whitened features and the variance they leave unexplained.
-
-    Arguments:
-        a: A_n, shape (B, M).
-        rest: k(z, z) - |A|², shape (B,).
-    """
-
-    a: Tensor
-    rest: Tensor
 
 
 class SparseGP(nn.Module):
@@ -80,6 +65,22 @@ class SparseGP(nn.Module):
         a = torch.linalg.solve_triangular(self.root() if root is None else root, k.double(), upper=False).to(k.dtype).mT
         return Features(a, (self.kernel.diagonal(z) - a.square().sum(-1)).clamp_min(0))
 
+    def expected_features(self, mean: Tensor, factor: Tensor) -> Features:
+        r"""Means of the features over :math:`z_n \sim N(\mu_n, L_n L_n^\top)`, the Ψ-statistics of an RBF kernel.
+
+        Arguments:
+            mean: μ, shape (B, Q).
+            factor: L, shape (B, Q, any).
+        """
+        assert isinstance(self.kernel, RBF), "only the RBF kernel has these means"
+        first, second = self.kernel.expectations(self.inducing, mean, factor)
+        root = self.root()
+        a = torch.linalg.solve_triangular(root, first.double(), upper=False).to(mean.dtype).mT
+        half = torch.linalg.solve_triangular(root, second.double(), upper=False)
+        both = torch.linalg.solve_triangular(root, half.mT, upper=False).to(mean.dtype)
+        rest = self.kernel.diagonal(mean) - both.diagonal(dim1=-2, dim2=-1).sum(-1)
+        return Features(a, rest.clamp_min(0), both)
+
     def root(self) -> Tensor:
         """L, shape (M, M), in float64: a rank-deficient gram (linear kernel, M > Q) drowns in float32 rounding."""
         inducing = self.inducing.double()
@@ -99,8 +100,12 @@ class SparseGP(nn.Module):
         return means, (slope.mT @ back[count:, :, None])[..., 0]
 
     def moments(self, features: Features) -> tuple[Tensor, Tensor]:
-        """Mean and variance of f at the features, each (B, D)."""
-        variance = features.rest[:, None] + self.q.quadratic(features.a)
+        """Mean and variance of f at the features, each (B, D); over z too where the features are means over z."""
+        variance = features.rest[:, None] + self.q.quadratic(features)
+        if features.second is not None:
+            assert self.basis is None, "means over z couple functions beyond their means"
+            square = ((features.second @ self.q.mean.mT) * self.q.mean.mT).sum(1)
+            variance = variance + (square - product(features.a, self.q.mean).square()).clamp_min(0)
         if self.basis is not None:
             variance = product(variance, self.basis.square())
         return self.mean_at(features), variance.clamp_min(1e-10)
@@ -115,25 +120,27 @@ class SparseGP(nn.Module):
         return self.q.divergence()
 
     @torch.no_grad()
-    def natural_step(self, a: Tensor, gradient: Tensor, precision: Tensor, *, scale: float, rate: float) -> None:
+    def natural_step(
+        self, features: Features, gradient: Tensor, precision: Tensor, *, scale: float, rate: float
+    ) -> None:
         r"""Move q(v) by one natural-gradient step of the given rate, see inducing.py.
 
         Mixed functions have :math:`g W` and the coupling :math:`W^\top \mathrm{diag}(w_n) W`, by the chain rule.
 
         Arguments:
-            a: Features A_n, shape (B, M).
+            features: A_n of B rows.
             gradient: :math:`g = \partial E/\partial\mathrm{mean}`, shape (B, D), zero where unseen.
             precision: :math:`w = -2\,\partial E/\partial\mathrm{var} \ge 0`, shape (B, D), zero where unseen.
             scale: Rows that each row of the batch stands for, over the weight of the KL.
             rate: In (0, 1].
         """
         if self.basis is None:
-            self.q.step(a, gradient, precision, scale=scale, rate=rate)
+            self.q.step(features, gradient, precision, scale=scale, rate=rate)
         else:
             assert isinstance(self.q, SeparateInducing), "mixed functions have precisions that differ"
             pairs = (self.basis[:, :, None] * self.basis[:, None, :]).flatten(1)
             coupling = (precision @ pairs).unflatten(1, self.basis.shape[1:] * 2)
-            self.q.step_coupled(a, gradient @ self.basis, coupling, scale=scale, rate=rate)
+            self.q.step_coupled(features, gradient @ self.basis, coupling, scale=scale, rate=rate)
 
     def refresh(self) -> None:
         """Recompute what is derived from q(v), after it was loaded."""

@@ -13,6 +13,7 @@ References:
 """
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,12 +22,33 @@ from torch import Tensor, nn
 from consilience.blocks.products import fill_up, product
 from consilience.errors import DataError
 
-__all__ = ["AbstractInducing", "CommonInducing", "SeparateInducing", "inverse", "invert_blocks"]
+__all__ = ["AbstractInducing", "CommonInducing", "Features", "SeparateInducing", "inverse", "invert_blocks"]
 
 CHUNK = 64  # functions inverted together: a few megabytes, so that they stay in cache
 FEW = 64  # functions up to which packing the features costs more than it saves
 LEAF = 30  # below this a Cholesky factorisation is faster than another halving
 ALIKE = 1e-4  # relative difference of weights that rounding explains
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What all functions share at latent positions z: whitened features and the variance they leave unexplained.
+
+    Arguments:
+        a: A_n, or its mean over a distribution of z, shape (B, M).
+        rest: k(z, z) - |A|² or its mean, shape (B,).
+        second: The mean of A_n A_nᵀ over a distribution of z, shape (B, M, M); None at a point.
+    """
+
+    a: Tensor
+    rest: Tensor
+    second: Tensor | None = None
+
+    def outer(self, rows: slice, columns: slice) -> Tensor:
+        """A block of (the mean of) A_n A_nᵀ, flattened, (B, rows · columns)."""
+        if self.second is not None:
+            return self.second[:, rows, columns].flatten(1)
+        return (self.a[:, rows, None] * self.a[:, None, columns]).flatten(1)
 
 
 class AbstractInducing(nn.Module, ABC):
@@ -35,19 +57,19 @@ class AbstractInducing(nn.Module, ABC):
     mean: Tensor
 
     @abstractmethod
-    def quadratic(self, a: Tensor) -> Tensor:
-        """A_nᵀ S_c A_n of features a (B, M), shape (B, C)."""
+    def quadratic(self, features: Features) -> Tensor:
+        """A_nᵀ S_c A_n or its mean, shape (B, C)."""
 
     @abstractmethod
     def divergence(self) -> Tensor:
         """KL(q(v_c) ‖ N(0, I)) of each function, shape (C,)."""
 
     @abstractmethod
-    def step(self, a: Tensor, gradient: Tensor, precision: Tensor, *, scale: float, rate: float) -> None:
+    def step(self, features: Features, gradient: Tensor, precision: Tensor, *, scale: float, rate: float) -> None:
         """One natural-gradient step.
 
         Arguments:
-            a: Features A_n, shape (B, M).
+            features: A_n of B rows.
             gradient: g, shape (B, C), zero where unseen.
             precision: w >= 0, shape (B, C), zero where unseen.
             scale: s, rows that each row of the batch stands for, over the weight of the KL.
@@ -101,11 +123,11 @@ class SeparateInducing(AbstractInducing):
         self.register_buffer("dense", torch.zeros(functions * (functions <= FEW), size, size), persistent=False)
         self.refresh()
 
-    def quadratic(self, a: Tensor) -> Tensor:
-        if len(self.dense):
-            return _Quadratic.apply(a, self.dense)
+    def quadratic(self, features: Features) -> Tensor:
+        if features.second is None and len(self.dense):
+            return _Quadratic.apply(features.a, self.dense)
         # A'SA as one GEMM over packed triangles, half the work of the full (B, M²) × (M², C)
-        return product(self.packed(a), self.covariance)
+        return product(self.packed(features), self.covariance)
 
     def _unpacked(self) -> Tensor:
         """S_c, shape (C, M, M)."""
@@ -117,38 +139,43 @@ class SeparateInducing(AbstractInducing):
         full[:, columns, rows] += half
         return full
 
-    def packed(self, a: Tensor) -> Tensor:
-        """Lower triangle of A_n A_nᵀ, filled up, shape (B, ≥ M (M + 1) / 2)."""
-        return a.index_select(1, self.rows) * a.index_select(1, self.columns)
+    def packed(self, features: Features) -> Tensor:
+        """Lower triangle of A_n A_nᵀ or its mean, filled up, shape (B, ≥ M (M + 1) / 2)."""
+        if features.second is not None:
+            return features.second.flatten(1).index_select(1, self.rows * self.mean.shape[1] + self.columns)
+        return features.a.index_select(1, self.rows) * features.a.index_select(1, self.columns)
 
     def divergence(self) -> Tensor:
         size = self.mean.shape[1]
         return 0.5 * (self.trace + self.mean.square().sum(-1) - size + self.log_determinant)
 
     @torch.no_grad()
-    def step(self, a: Tensor, gradient: Tensor, precision: Tensor, *, scale: float, rate: float) -> None:
-        site = gradient + precision * (a @ self.mean.mT)
-        self._step_precision(a, precision, scale * rate, rate)
-        self.natural_mean.lerp_(scale * site.mT @ a, rate)
+    def step(self, features: Features, gradient: Tensor, precision: Tensor, *, scale: float, rate: float) -> None:
+        site = gradient + precision * (features.a @ self.mean.mT)
+        self._step_precision(features, precision, scale * rate, rate)
+        self.natural_mean.lerp_(scale * site.mT @ features.a, rate)
         self.refresh()
 
     @torch.no_grad()
-    def step_coupled(self, a: Tensor, gradient: Tensor, coupling: Tensor, *, scale: float, rate: float) -> None:
+    def step_coupled(
+        self, features: Features, gradient: Tensor, coupling: Tensor, *, scale: float, rate: float
+    ) -> None:
         """A step of functions that explain the same cells, one function after the other.
 
         All at once they would explain the same residual each, and overshoot; in turns no step of rate <= 1 can.
 
         Arguments:
-            a: Features A_n, shape (B, M).
+            features: A_n of B rows, at points.
             gradient: g, shape (B, C).
             coupling: Second derivatives of -E along the functions' means, shape (B, C, C).
             scale: As in :meth:`step`.
             rate: As in :meth:`step`.
         """
-        precision = coupling.diagonal(dim1=-2, dim2=-1)
+        assert features.second is None, "means over z couple functions beyond their means"
+        precision, a = coupling.diagonal(dim1=-2, dim2=-1), features.a
         site = gradient + precision * (a @ self.mean.mT)
         old = self.mean.clone()
-        self._step_precision(a, precision, scale * rate, rate)
+        self._step_precision(features, precision, scale * rate, rate)
         self.refresh()
         covariance = self.dense if len(self.dense) else self._unpacked()
         for c in range(len(old)):
@@ -158,11 +185,11 @@ class SeparateInducing(AbstractInducing):
             site[:, c + 1 :] -= coupling[:, c, c + 1 :] * moved[:, None]
         self.refresh()  # a loaded model's means have the same bits
 
-    def _step_precision(self, a: Tensor, precision: Tensor, gain: float, rate: float) -> None:
+    def _step_precision(self, features: Features, precision: Tensor, gain: float, rate: float) -> None:
         """Λ ← (1 - ρ) Λ + ρ (I + s Σ_n w A Aᵀ) as GEMMs into the buffers."""
-        head, tail = a[:, : self.split], a[:, self.split :]
-        for block, left, right in ((self.first, head, head), (self.across, tail, head), (self.second, tail, tail)):
-            square = (left[:, :, None] * right[:, None, :]).flatten(1)
+        head, tail = slice(None, self.split), slice(self.split, None)
+        for block, rows, columns in ((self.first, head, head), (self.across, tail, head), (self.second, tail, tail)):
+            square = features.outer(rows, columns)
             block.flatten(1).addmm_(precision.mT, square, beta=1 - rate, alpha=gain)
         for block in (self.first, self.second):
             block.diagonal(dim1=-2, dim2=-1).add_(rate)
@@ -242,15 +269,18 @@ class CommonInducing(AbstractInducing):
         self.register_buffer("shrinkage", torch.ones(functions, size), persistent=False)
         self.register_buffer("mean", torch.zeros(functions, size), persistent=False)
 
-    def quadratic(self, a: Tensor) -> Tensor:
-        return product(product(a, self.vectors.mT).square(), self.shrinkage)
+    def quadratic(self, features: Features) -> Tensor:
+        if features.second is None:
+            return product(product(features.a, self.vectors.mT).square(), self.shrinkage)
+        rotated = ((features.second @ self.vectors) * self.vectors).sum(1)  # diagonal of Vᵀ E[A Aᵀ] V
+        return product(rotated, self.shrinkage)
 
     def divergence(self) -> Tensor:
         trace, log_determinant = self.shrinkage.sum(-1), -self.shrinkage.log().sum(-1)
         return 0.5 * (trace + self.mean.square().sum(-1) - self.mean.shape[1] + log_determinant)
 
     @torch.no_grad()
-    def step(self, a: Tensor, gradient: Tensor, precision: Tensor, *, scale: float, rate: float) -> None:
+    def step(self, features: Features, gradient: Tensor, precision: Tensor, *, scale: float, rate: float) -> None:
         seen = precision.amax(1) > 0
         if bool(seen.any()):
             weight = precision[seen].mean(0)
@@ -261,9 +291,10 @@ class CommonInducing(AbstractInducing):
                     "Leave this modality out of `one_mask`."
                 )
             self.weight.copy_(weight)
-        some = a[seen]
+        some = features.a[seen]
         target = gradient[seen] / self.weight + some @ self.mean.mT
-        self.gram.lerp_(scale * some.mT @ some, rate)
+        gram = some.mT @ some if features.second is None else features.second[seen].sum(0)
+        self.gram.lerp_(scale * gram, rate)
         self.response.lerp_(scale * target.mT @ some, rate)
         self.refresh()
 

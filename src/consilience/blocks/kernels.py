@@ -81,6 +81,42 @@ class RBF(_Stationary):
     def slope(self, a: Tensor, b: Tensor) -> Tensor:
         return self(a, b) * self._difference(a, b)
 
+    def expectations(self, a: Tensor, mean: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Means of k(a, z) and k(a, z) k(a', z) over :math:`z_n \sim N(\mu_n, \Sigma_n)`, (M, B) and (B, M, M).
+
+        With :math:`\Lambda = \mathrm{diag}(\ell^2)`, :math:`\bar a = (a + a')/2`,
+
+        .. math::
+            E\,k = \rho\,|I + \Lambda^{-1}\Sigma|^{-1/2} e^{-\frac12 (\mu - a)^\top (\Lambda + \Sigma)^{-1} (\mu - a)},
+            \qquad
+            E\,k k' = \rho^2\,|I + 2\Lambda^{-1}\Sigma|^{-1/2} e^{-\frac14 |(a - a')/\ell|^2
+            - (\mu - \bar a)^\top (\Lambda + 2\Sigma)^{-1} (\mu - \bar a)}.
+
+        Arguments:
+            a: Inputs, shape (M, Q).
+            mean: μ, shape (B, Q).
+            factor: L with Σ = L Lᵀ, shape (B, Q, any).
+
+        References:
+            Bayesian Gaussian process latent variable model (Titsias & Lawrence, 2010), for diagonal Σ.
+        """
+        scale = torch.exp(-self.log_lengthscale)
+        a, mean, factor = a * scale, mean * scale, factor * scale[:, None]
+        away = mean[:, None] - a  # (B, M, Q), in units of ℓ
+        covariance = factor @ factor.mT
+        identity = torch.eye(a.shape[1], dtype=a.dtype, device=a.device)
+        one, two = (torch.linalg.cholesky(identity + times * covariance) for times in (1, 2))
+        log_one, log_two = (root.diagonal(dim1=-2, dim2=-1).log().sum(-1) for root in (one, two))
+        square = torch.linalg.solve_triangular(one, away.mT, upper=False).square().sum(-2)  # (B, M)
+        first = torch.exp(self.log_variance - log_one[:, None] - 0.5 * square)
+        # with r = (I + 2 Σ)^-1/2 (μ - a) the exponent at the middle is ¼ |r + r'|²
+        r = torch.linalg.solve_triangular(two, away.mT, upper=False).mT
+        length = r.square().sum(-1)
+        middle = 0.25 * (length[:, :, None] + length[:, None] + 2 * r @ r.mT)
+        apart = 0.25 * (a[:, None] - a).square().sum(-1)
+        second = torch.exp(2 * self.log_variance - log_two[:, None, None] - middle - apart)
+        return first.mT, second
+
 
 class Matern(_Stationary):
     r"""Matérn covariance with smoothness ν = ½, 3/2 or 5/2.

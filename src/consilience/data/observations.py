@@ -14,7 +14,7 @@ from consilience.typing import BoolArray, FloatArray, IntArray, StringArray
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Modality", "Observations", "State", "canonical_ids", "modality"]
+__all__ = ["Modality", "Observations", "State", "canonical_ids", "modality", "split_rows"]
 
 
 class State(enum.IntEnum):
@@ -300,18 +300,7 @@ class Observations:
         Raises:
             RequestError: a fraction outside (0, 1), an unknown ``by``, or an empty side.
         """
-        if not 0 < fraction < 1:
-            raise RequestError(f"Expected a fraction between 0 and 1; got {fraction}.")
-        if by not in (None, "group"):
-            raise RequestError(f"Expected by=None or by='group'; got {by!r}.")
-        if by == "group" and self.group is None:
-            raise RequestError("Expected a group column in the schema for by='group'; got none. Set schema.group.")
-        keys = self.group if by == "group" and self.group is not None else self.ids
-        units = np.unique(keys)
-        order = np.random.default_rng(seed).permutation(len(units))
-        first = np.isin(keys, units[order[: round(fraction * len(units))]])
-        if first.all() or not first.any():
-            raise RequestError(f"Expected rows on both sides of the split; got {first.sum()} of {len(self)} first.")
+        first = split_rows(self.ids, self.group, fraction, seed=seed, by=by)
         return self[first].renumbered(), self[~first].renumbered()
 
     def renumbered(self) -> "Observations":
@@ -333,6 +322,25 @@ class Observations:
 
         parts = {name: part.map(tensor) for name, part in self.parts.items()}
         return replace(self, parts=parts, index=tensor(self.index))
+
+
+def split_rows(
+    ids: StringArray, group: StringArray | None, fraction: float, *, seed: int, by: str | None = None
+) -> BoolArray:
+    """Which rows are on the first side of :meth:`Observations.split`, shape (N,)."""
+    if not 0 < fraction < 1:
+        raise RequestError(f"Expected a fraction between 0 and 1; got {fraction}.")
+    if by not in (None, "group"):
+        raise RequestError(f"Expected by=None or by='group'; got {by!r}.")
+    if by == "group" and group is None:
+        raise RequestError("Expected a group column in the schema for by='group'; got none. Set schema.group.")
+    keys = group if by == "group" and group is not None else ids
+    units = np.unique(keys)
+    order = np.random.default_rng(seed).permutation(len(units))
+    first = np.isin(keys, units[order[: round(fraction * len(units))]])
+    if first.all() or not first.any():
+        raise RequestError(f"Expected rows on both sides of the split; got {first.sum()} of {len(ids)} first.")
+    return first
 
 
 def canonical_ids(ids: Iterable[object], *, unique: bool = True) -> StringArray:

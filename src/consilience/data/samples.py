@@ -146,6 +146,31 @@ class Latent:
     std: Mapping[str, FloatArray]
     ids: StringArray
 
+    def informed(self) -> dict[str, FloatArray]:
+        r"""How much of each dimension the observations decide, in [0, 1], shape (\*block) per block.
+
+        :math:`\mathrm{Var}_n(\mu_n) / [\mathrm{Var}_n(\mu_n) + \mathrm{E}_n\sigma_n^2]`: 0 where every object keeps the
+        population's distribution, 1 where it is pinned.
+
+        References:
+            Importance weighted autoencoders (Burda et al., 2016), for units that are active or not.
+        """
+        found = {}
+        for block, mean in self.mean.items():
+            between, within = mean.var(axis=0), np.square(self.std[block]).mean(axis=0)
+            found[block] = between / np.maximum(between + within, 1e-300)
+        return found
+
+    def used(self, least: float = 0.05) -> dict[str, int]:
+        """Dimensions of each block of which the observations decide at least this share.
+
+        Example:
+            >>> z = {"shared": np.array([[0.0, 1.0], [0.0, -1.0]])}
+            >>> Latent(z, {"shared": np.full((2, 2), 0.5)}, np.array(["a", "b"])).used()
+            {'shared': 1}
+        """
+        return {block: int((share >= least).sum()) for block, share in self.informed().items()}
+
 
 @dataclass(frozen=True, slots=True)
 class Predictive:

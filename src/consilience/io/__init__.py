@@ -61,8 +61,7 @@ def read(path: PathOrStr | Sequence[PathOrStr], schema: "Schema | PathOrStr | No
         3
     """
     from consilience.data.schema import Schema
-    from consilience.io.columns import to_observations
-    from consilience.io.native import from_columns, is_native
+    from consilience.io.meaning import observations_of
 
     meaning = schema if schema is None or isinstance(schema, Schema) else Schema.read(schema)
     text = () if meaning is None else (meaning.id, *([meaning.group] if meaning.group else []))
@@ -73,12 +72,7 @@ def read(path: PathOrStr | Sequence[PathOrStr], schema: "Schema | PathOrStr | No
             f"Expected a schema for {table.source}, which carries none; it has the columns {list(table.columns)}. "
             "Give `schema`, a TOML file that says what they mean."
         )
-    try:
-        return from_columns(table, meaning) if is_native(table, meaning) else to_observations(table, meaning)
-    except DataError as error:
-        if table.source in str(error):
-            raise
-        raise DataError(f"{table.source}: {error}") from error
+    return observations_of(table, meaning)
 
 
 def write(content: "Observations | Samples", path: PathOrStr) -> None:

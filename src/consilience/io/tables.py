@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 ROWS_KEY = "consilience.rows"
+ROW_GROUP = 4096  # rows that are read together when a file is streamed
 
 
 def read_parquet(path: PathOrStr) -> RawTable:
@@ -53,7 +54,7 @@ def write_parquet(content: Observations | Samples, path: PathOrStr) -> None:
 
     table = content.to_arrow() if isinstance(content, Samples) else arrow_table(to_columns(content, str(path)))
     with atomic_path(path) as temporary:
-        pq.write_table(table, temporary, write_page_checksum=True)
+        pq.write_table(table, temporary, write_page_checksum=True, row_group_size=ROW_GROUP)
 
 
 def read_csv(path: PathOrStr, text: Sequence[str] = ()) -> RawTable:

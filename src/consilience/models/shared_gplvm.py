@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from consilience.blocks.factors import FactorPosterior
 from consilience.blocks.gp import SparseGP
+from consilience.blocks.inducing import Features
 from consilience.blocks.kernels import build_kernel
 from consilience.blocks.laplace import View, gauss_newton
 from consilience.blocks.likelihood_base import AbstractLikelihood
@@ -71,6 +72,7 @@ class SharedGPLVM(AbstractFamily):
     functions: dict[str, PositiveInt] = {}  # GPs that this modality's outputs mix; by default each output is its own
     one_mask: tuple[str, ...] = ()  # modalities with cells seen all together and no error bars: much faster decoders
     posterior: Literal["encoder", "gaussian", "diagonal", "map", "point"] = "encoder"  # of the training latents
+    closed: tuple[str, ...] = ()  # gaussian modalities whose mean over q(z) in training is exact, not of one draw
     kernel: str = "rbf"  # expression of kernels, see build_kernel
     likelihoods: dict[str, LikelihoodName] = {}  # by the kind of each modality where it is not named
     hidden: int = Field(default=64, ge=1)  # width of the encoder's correction
@@ -82,7 +84,7 @@ class SharedGPLVM(AbstractFamily):
         return HideModalities(probability=0.15) if self.posterior == "encoder" else None
 
     def build(self, schema: Schema, total: int, seed: int) -> AbstractModel:
-        for name in (*self.private, *self.likelihoods, *self.functions, *self.one_mask):
+        for name in (*self.private, *self.likelihoods, *self.functions, *self.one_mask, *self.closed):
             schema[name]
         with torch.random.fork_rng(devices=[]):  # the encoder's layers draw from torch's global generator
             torch.manual_seed(seed)
@@ -116,6 +118,12 @@ class _Module(AbstractModel):
                     "Leave it out of one_mask."
                 )
             dim = len(columns[spec.name])
+            exact = isinstance(likelihood, Gaussian) and config.kernel == "rbf" and spec.name not in config.functions
+            if spec.name in config.closed and not exact:
+                raise SchemaError(
+                    f"Expected '{spec.name}' of closed with the rbf kernel, gaussian and not in functions; got "
+                    f"{config.kernel} and {type(likelihood).__name__}. Leave it out of closed."
+                )
             inducing = torch.randn(config.inducing, dim)
             key, outputs = slot(spec.name), spec.size * likelihood.functions
             decoders[key] = SparseGP(
@@ -154,8 +162,7 @@ class _Module(AbstractModel):
         found: dict[str, Term] = {}
         for name, part in read.parts.items():
             cells = flat(part)
-            gp = self._decoder(name)
-            mean, variance = gp.moments(gp.features(z[:, self.columns[name]]))
+            mean, variance = self._decoder(name).moments(self._features(name, posterior, z))
             expected = self._likelihood(name).expected(cells, mean, variance).sum(-1)
             found[f"nll/{name}"] = PerObject(-expected, everyone)
         if self.config.posterior != "point":
@@ -184,8 +191,7 @@ class _Module(AbstractModel):
             weight = weights.get(f"nll/{name}", 1.0)
             if weight == 0:
                 continue
-            gp = self._decoder(name)
-            features = gp.features(z[:, self.columns[name]])
+            gp, features = self._decoder(name), self._features(name, posterior, z)
             cells, likelihood = flat(part), self._likelihood(name)
             if self.training and likelihood.conjugate(cells):
                 mean = gp.mean_at(features)
@@ -196,16 +202,20 @@ class _Module(AbstractModel):
                 likelihood.learn(cells, mean, variance, rate)
             _, g, h = likelihood.slopes(cells, mean, variance)
             relative = scale * weight / max(weights.get("kl/inducing", 1.0), LEAST)
-            gp.natural_step(features.a, g, likelihood.precision(cells, mean, h), scale=relative, rate=rate)
+            gp.natural_step(features, g, likelihood.precision(cells, mean, h), scale=relative, rate=rate)
 
     @torch.no_grad()
     def start(self, target: Observations) -> None:
         """Factor analysis of the table, then inducing inputs among its latents and one step of every q(u)."""
         for name, part in target.parts.items():
-            limited = bool((part.state > State.MEASURED).any())
-            if limited and not self._likelihood(name).takes_limits:
-                kind = type(self._likelihood(name)).__name__
-                raise DataError(f"Expected no limits in '{name}' under the {kind} likelihood; got some. Use gaussian.")
+            if bool((part.state > State.MEASURED).any()):
+                if not self._likelihood(name).takes_limits:
+                    kind = type(self._likelihood(name)).__name__
+                    raise DataError(
+                        f"Expected no limits in '{name}' under the {kind} likelihood; got some. Use gaussian."
+                    )
+                if name in self.config.closed:
+                    raise DataError(f"Expected no limits in '{name}' of closed; got some. Leave it out of closed.")
             if name in self.config.one_mask:
                 _check_one_mask(name, part)
         fit_start(self, target, shared=self.config.latent_dim)
@@ -327,6 +337,13 @@ class _Module(AbstractModel):
             return context, self.encoder(*self.pseudo(context))
         assert self.locals is not None
         return target, self.locals(target.index)
+
+    def _features(self, name: str, posterior: GaussianLatent, z: Tensor) -> Features:
+        """Features at a draw z of the posterior, or their means over it."""
+        gp, columns = self._decoder(name), self.columns[name]
+        if name in self.config.closed and posterior.factor is not None:
+            return gp.expected_features(posterior.mean[:, columns], posterior.factor[:, columns])
+        return gp.features(z[:, columns])
 
     def _start_posterior(self, context: Observations) -> GaussianLatent:
         if self.encoder is not None:

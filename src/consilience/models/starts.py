@@ -76,7 +76,7 @@ def fit_start(model: _Startable, target: Observations, *, shared: int) -> None:
             mean, variance = view.gp.moments(features)
             _, g, h = view.likelihood.slopes(view.part, mean, variance)
             w = view.likelihood.precision(view.part, mean, h)
-            view.gp.natural_step(features.a, g, w, scale=model.total / len(some), rate=rate)
+            view.gp.natural_step(features, g, w, scale=model.total / len(some), rate=rate)
 
 
 def _start_decoder(view: View, z: Tensor, loadings: Tensor, offset: Tensor, noise: Tensor) -> None:

@@ -2,7 +2,7 @@
 
 from consilience.plots.checks import CoverageBand, calibration, predicted_vs_true
 from consilience.plots.corner import corner
-from consilience.plots.curves import Profile, history, methods, profiles
+from consilience.plots.curves import Profile, Trend, history, methods, profiles, trends
 from consilience.plots.maps import latent_map, outlier_map
 from consilience.plots.spectrum import spectrum
 from consilience.plots.style import Figure, Labels, png, svg, with_unit
@@ -12,6 +12,7 @@ __all__ = [
     "Figure",
     "Labels",
     "Profile",
+    "Trend",
     "calibration",
     "corner",
     "history",
@@ -23,5 +24,6 @@ __all__ = [
     "profiles",
     "spectrum",
     "svg",
+    "trends",
     "with_unit",
 ]

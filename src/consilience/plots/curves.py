@@ -11,7 +11,7 @@ from consilience.errors import DataError
 from consilience.plots.style import BLUE, COLOURS, INK, MUTED, Labels, style, with_unit
 from consilience.typing import FloatArray
 
-__all__ = ["Profile", "history", "methods", "profiles"]
+__all__ = ["Profile", "Trend", "history", "methods", "profiles", "trends"]
 
 
 def history(rows: Sequence[Mapping[str, float]]) -> Figure:
@@ -91,6 +91,49 @@ def profiles(parts: Sequence[Profile], target: float | None = None) -> Figure:
                 xlabel=with_unit(part.labels.x, part.labels.x_unit),
                 ylabel=with_unit(part.labels.y, part.labels.y_unit),
             )
+    return figure
+
+
+@dataclass(frozen=True, slots=True)
+class Trend:
+    """Quantities along ``x`` (L,): ``truth[name]`` and ``found[name]``, each (L,) under the same names."""
+
+    x: FloatArray
+    truth: Mapping[str, FloatArray]
+    found: Mapping[str, FloatArray]
+    labels: Labels = Labels()
+    log: bool = False  # whether the quantities are shown on a logarithmic axis
+
+
+def trends(parts: Sequence[Trend], names: tuple[str, str] = ("true", "model")) -> Figure:
+    """What is true (lines) and what was found (points, dashes where they are many), one panel per part.
+
+    Arguments:
+        parts: One panel each.
+        names: What the legend calls the two.
+
+    Example:
+        >>> x = np.arange(3.0)
+        >>> len(trends([Trend(x, {"a": x}, {"a": x + 0.1})]).axes)
+        1
+    """
+    with style():
+        figure = Figure(figsize=(3.4 * len(parts), 3.0), layout="constrained")
+        for axes, part in zip(figure.subplots(1, len(parts), squeeze=False)[0], parts, strict=True):
+            look = {"ls": "--", "lw": 1.0} if len(part.x) > 24 else {"marker": "o", "ls": "", "ms": 5}
+            for number, (name, truth) in enumerate(part.truth.items()):
+                colour = COLOURS[number % len(COLOURS)]
+                label = name.replace("$", r"\$")
+                axes.plot(part.x, truth, color=colour, alpha=0.55, label=f"{label}, {names[0]}")
+                axes.plot(part.x, part.found[name], color=colour, label=f"{label}, {names[1]}", **look)
+            axes.set(
+                title=part.labels.title.replace("$", r"\$"),
+                xlabel=with_unit(part.labels.x, part.labels.x_unit),
+                ylabel=with_unit(part.labels.y, part.labels.y_unit),
+                yscale="log" if part.log else "linear",
+            )
+            axes.margins(x=0.03)
+            axes.legend(loc="best", fontsize=7)
     return figure
 
 

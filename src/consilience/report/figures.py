@@ -101,7 +101,8 @@ def latent_of(fitted: "Fitted", obs: Observations, targets: Sequence[str]) -> Pi
     if "latent" not in fitted.capabilities:
         return None
     some = obs[: min(MAPPED, len(obs))]
-    mean = fitted.latent(some).mean
+    latent = fitted.latent(some)
+    mean = latent.mean
     position = np.concatenate([mean[block].reshape(len(some), -1) for block in sorted(mean)], axis=1)
     if position.shape[1] < 2 or len(some) < 3:
         return None
@@ -110,7 +111,11 @@ def latent_of(fitted: "Fitted", obs: Observations, targets: Sequence[str]) -> Pi
     colour = truth_of(some, cell.modality)[:, cell.cells[0]]
     axes = [f"principal component {k + 1} ({100 * share[k]:.0f} % of variance)" for k in range(2)]
     figure = plots.latent_map(projected, colour, plots.Labels(*axes), plots.with_unit(cell.name, cell.unit))
-    caption = f"Each point is one object of this table in the latent space, coloured by its measured {cell.name}."
+    used = ", ".join(f"{count} of {mean[block][0].size} {block}" for block, count in latent.used().items())
+    caption = (
+        f"Each point is one object of this table in the latent space, coloured by its measured {cell.name}. "
+        f"Dimensions of which these observations decide at least 5 %: {used}."
+    )
     return picture(figure, f"latent map coloured by {cell.name}", caption)
 
 

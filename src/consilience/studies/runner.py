@@ -32,6 +32,7 @@ __all__ = [
     "configuration",
     "markdown",
     "meta",
+    "peak_memory",
     "read_arrays",
     "run_study",
     "write_results",
@@ -76,6 +77,7 @@ def run_study(
     *,
     data: PathOrStr | None = None,
     quick: bool = False,
+    size: str | None = None,
     seed: int = 0,
     settings: PathOrStr | None = None,
 ) -> Results:
@@ -86,6 +88,7 @@ def run_study(
         out: Folder of results.
         data: Folder of real data, for the studies that need one.
         quick: Tiny sizes, to see that it runs.
+        size: One of the study's further sizes.
         seed: Of simulation, split and training.
         settings: A TOML file instead of the study's own.
 
@@ -96,19 +99,23 @@ def run_study(
     if name not in STUDIES:
         raise RequestError(f"Expected a study among {sorted(STUDIES)}; got {name!r}.{nearest(name, STUDIES)}")
     module = importlib.import_module(STUDIES[name])
-    config = configuration(name, quick=quick, settings=settings)
+    config = configuration(name, quick=quick, size=size, settings=settings)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     begun = time.perf_counter()
     found = module.run(config, None if data is None else Path(data), seed=seed, quick=quick, out=folder)
-    write_results(folder, found, {"study": name, "quick": quick, **meta(seed, time.perf_counter() - begun)})
+    made = {"study": name, "size": size, "quick": quick, **meta(seed, time.perf_counter() - begun)}
+    write_results(folder, found, made)
     return found
 
 
-def configuration(name: str, *, quick: bool = False, settings: PathOrStr | None = None) -> StudyConfig:
-    """The settings of a study; its table ``[quick]`` is laid over the others for a quick run.
+def configuration(
+    name: str, *, quick: bool = False, size: str | None = None, settings: PathOrStr | None = None
+) -> StudyConfig:
+    """The settings of a study; its table ``[size.NAME]``, then ``[quick]`` is laid over the others where asked for.
 
     Raises:
+        RequestError: an unknown size.
         SchemaError: an unknown table or key.
 
     Example:
@@ -123,9 +130,12 @@ def configuration(name: str, *, quick: bool = False, settings: PathOrStr | None 
         data = tomllib.loads(text)
     else:
         where, data = settings, read_toml(settings)
-    over = data.pop("quick", {})
-    for table, values in over.items() if quick else ():
-        data[table] = {**data.get(table, {}), **values}
+    sizes, tiny = data.pop("size", {}), data.pop("quick", {})
+    if size is not None and size not in sizes:
+        raise RequestError(f"Expected a size of {name} among {sorted(sizes)}; got {size!r}. Leave it out for its own.")
+    for over in ({} if size is None else sizes[size], tiny if quick else {}):
+        for table, values in over.items():
+            data[table] = {**data.get(table, {}), **values}
     study = data.pop("study", {})
     return StudyConfig(config_from(data, where), study)
 
@@ -175,12 +185,11 @@ def meta(seed: int, seconds: float) -> dict[str, Any]:
     """What a number needs to be believed: command, seed, versions, threads, seconds, peak memory."""
     import torch
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "seed": seed,
         "seconds": round(seconds, 2),
-        "peak_memory_mb": round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1),
+        "peak_memory_mb": round(peak_memory(), 1),
         "threads": torch.get_num_threads(),
         "mkl_cbwr": os.environ.get("MKL_CBWR", ""),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
@@ -188,6 +197,11 @@ def meta(seed: int, seconds: float) -> dict[str, Any]:
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def peak_memory() -> float:
+    """Most memory that this process has had resident until now, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def markdown(table: "Table") -> str:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from consilience.data.batching import BatchSchedule
 from consilience.data.masking import AbstractPolicy
 from consilience.data.observations import Observations
+from consilience.data.streaming import FIELDS, Streamed
 from consilience.errors import RequestError, TrainingError
 from consilience.models.base import AbstractFamily, AbstractModel
 from consilience.train.checkpoint import (
@@ -27,9 +28,10 @@ from consilience.train.config import Stage, TrainConfig
 from consilience.train.progress import ProgressBar
 from consilience.train.weights import objective, weights_at
 
-__all__ = ["History", "train"]
+__all__ = ["SOME", "History", "train"]
 
 History = list[dict[str, float]]
+SOME = 10_000  # rows of a table on disk that are held in memory for what wants many at once
 
 
 @dataclass
@@ -45,7 +47,7 @@ class _Run:
 
 def train(
     model: AbstractModel,
-    data: Observations,
+    data: Observations | Streamed,
     held_out: Observations | None,
     family: AbstractFamily,
     config: TrainConfig,
@@ -54,23 +56,31 @@ def train(
 ) -> History:
     """Train a model in place on a scaled table (numpy) and return the history of its terms.
 
+    Of a table on disk the start and what is settled at the end see at most ``SOME`` rows drawn at random.
+
     Every step draws its randomness from (seed, stage, step), so a resumed run ends where an uninterrupted one does.
 
     Arguments:
         model: What to train; ends with the best validated weights where there are held-out rows, else the last.
-        data: Scaled training rows.
+        data: Scaled training rows, in memory or on disk.
         held_out: Scaled validation rows, or None.
         family: Names the default masking policy.
         config: Everything else.
         resume: Continue from ``config.checkpoint`` if there is a checkpoint.
 
     Raises:
+        RequestError: rows on disk for a model with a posterior of its own for every row.
         TrainingError: a term is not finite, which it names, or a matrix cannot be factored.
         ModelFileError: the checkpoint is damaged or another run's.
     """
     fabric = Fabric(accelerator=config.device, devices=1, precision=config.precision)
     dtype = torch.float64 if config.precision == "64-true" else torch.float32
-    table = data.to(fabric.device, dtype)
+    table = _tensors(data, fabric.device, dtype)
+    if isinstance(table, Streamed) and _has_locals(model):
+        raise RequestError(
+            "Expected a model that reads every row with an encoder for rows on disk; got one with a posterior of its "
+            "own for each row. Use posterior='encoder', or read the table into memory."
+        )
     valid = None if held_out is None else held_out.to(fabric.device, dtype)
     model.to(fabric.device, dtype)
     stages = config.stages or _stages(_steps(config, len(data)), family.refit)
@@ -84,14 +94,14 @@ def train(
         torch.manual_seed(_number(config.seed, "start"))
         try:
             if saved is None:
-                model.start(table)
+                model.start(_some(table, config.seed))
             else:
                 _restore(model, run, saved)
             first = 0 if saved is None else int(saved.meta["stage"])  # type: ignore[call-overload]
             for number in range(first, len(stages)):
                 loop = _StageLoop(fabric, model, table, valid, _policy(family, config), config, stages[number], number)
                 loop.run(run, saved if saved is not None and number == first else None, directory, key)
-            model.settle(table if valid is None else valid)
+            model.settle(_some(table, config.seed) if valid is None else valid)
         except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
             raise TrainingError(
                 f"Expected matrices that can be factored; got: {str(error).splitlines()[0]} "
@@ -107,7 +117,7 @@ class _StageLoop:
         self,
         fabric: Fabric,
         model: AbstractModel,
-        table: Observations,
+        table: Observations | Streamed,
         valid: Observations | None,
         policy: AbstractPolicy | None,
         config: TrainConfig,
@@ -127,7 +137,7 @@ class _StageLoop:
         )
         _, self.wrapped_optimiser = fabric.setup(model, self.optimiser)
         model.train(stage.gradient)
-        self.schedule = BatchSchedule(len(table), config.batch_size, _number(config.seed, stage.name))
+        self.schedule = _schedule(table, config.batch_size, _number(config.seed, stage.name))
         self.weights = {**config.weights, **stage.weights}
 
     def run(self, run: _Run, saved: Checkpoint | None, directory: Path | None, key: str) -> None:
@@ -190,7 +200,7 @@ class _StageLoop:
         """Record the terms; True when patience is at an end."""
         row = {"stage": float(self.number), "step": float(step)}
         row |= {f"train/{name}": value for name, value in run.averages.items()}
-        if self.valid is not None and "locals" not in {g.name for g in self.model.groups()}:
+        if self.valid is not None and not _has_locals(self.model):
             torch.manual_seed(_number(self.config.seed, f"{self.stage.name}/validation"))
             with torch.no_grad():
                 terms = self.model.terms(self.valid, self.valid)
@@ -238,6 +248,24 @@ def _restore(model: AbstractModel, run: _Run, saved: Checkpoint) -> None:
     run.averages = dict(saved.meta["averages"])  # type: ignore[call-overload]
 
 
+def _tensors(data: Observations | Streamed, device: torch.device, dtype: torch.dtype) -> Observations | Streamed:
+    return data.mapped(lambda obs: obs.to(device, dtype)) if isinstance(data, Streamed) else data.to(device, dtype)
+
+
+def _some(table: Observations | Streamed, seed: int) -> Observations:
+    return table.some(SOME, seed=seed) if isinstance(table, Streamed) else table
+
+
+def _schedule(table: Observations | Streamed, size: int, seed: int) -> BatchSchedule:
+    if isinstance(table, Streamed):
+        return BatchSchedule(len(table), size, seed, table.blocks, table.source.window)
+    return BatchSchedule(len(table), size, seed)
+
+
+def _has_locals(model: AbstractModel) -> bool:
+    return "locals" in {group.name for group in model.groups()}
+
+
 def _policy(family: AbstractFamily, config: TrainConfig) -> AbstractPolicy | None:
     if config.masking == "none":
         return None
@@ -263,12 +291,15 @@ def _number(seed: int, text: str) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed}/{text}".encode(), digest_size=7).digest(), "little")
 
 
-def _key(family: AbstractFamily, config: TrainConfig, data: Observations) -> str:
+def _key(family: AbstractFamily, config: TrainConfig, data: Observations | Streamed) -> str:
     fixed = config.model_dump_json(exclude={"checkpoint", "checkpoint_every", "device"})
     parts = [family.model_dump_json(), fixed, data.schema.model_dump_json(), *data.ids.tolist()]
     digest = hashlib.sha256("\x1f".join(parts).encode())
+    if isinstance(data, Streamed):
+        digest.update(f"{data.source.fingerprint()}/{data.source.window}".encode())
+        return digest.hexdigest()
     for part in data.parts.values():
-        for array in (part.value, part.state, part.sigma, part.coord, part.exposure, part.extent):
+        for array in (getattr(part, name) for name in FIELDS):
             digest.update(b"none" if array is None else array.tobytes())
     return digest.hexdigest()
 

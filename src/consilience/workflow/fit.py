@@ -13,11 +13,12 @@ import torch
 from consilience.analysis.calibration import calibration
 from consilience.data.observations import Observations
 from consilience.data.scaling import Scaler
+from consilience.data.streaming import Streamed
 from consilience.errors import CapabilityError, RequestError
 from consilience.models.base import AbstractFamily, AbstractModel
 from consilience.predict.fitted import Fitted
 from consilience.train.config import TrainConfig
-from consilience.train.loop import History
+from consilience.train.loop import SOME, History
 from consilience.train.loop import train as run_training
 from consilience.typing import PathOrStr
 
@@ -29,7 +30,7 @@ DRAWS = 200
 
 def fit(
     family: AbstractFamily,
-    train: Observations,
+    train: Observations | Streamed,
     config: TrainConfig | None = None,
     *,
     real: Observations | None = None,
@@ -44,7 +45,8 @@ def fit(
 
     Arguments:
         family: What to fit, for instance ``SharedGPLVM(latent_dim=10)``.
-        train: The table.
+        train: The table, in memory or on disk (:func:`consilience.stream`); of the latter the scaling and the held-out
+            checks see at most 10 000 rows drawn at random.
         config: How to train.
         real: Rows of the real domain (families with domain adaptation only).
         pairs: Simulated-real pairs (families with domain adaptation only).
@@ -74,8 +76,8 @@ def fit(
         config = config.model_copy(update={"checkpoint": str(resume)})
     begun = time.time()
     kept, held = _hold_out(train, config)
-    scaler = Scaler.fit(kept)
-    data = scaler.forward(kept)
+    scaler = Scaler.fit(kept.some(SOME, seed=config.seed) if isinstance(kept, Streamed) else kept)
+    data = kept.mapped(scaler.forward) if isinstance(kept, Streamed) else scaler.forward(kept)
     held_scaled = None if held is None else scaler.forward(held.detached())
     models: list[AbstractModel] = []
     histories: list[History] = []
@@ -111,19 +113,26 @@ def measure_coverage(fitted: Fitted, held: Observations) -> dict[str, Any]:
     return record
 
 
-def _hold_out(rows: Observations, config: TrainConfig) -> tuple[Observations, Observations | None]:
+def _hold_out(
+    rows: Observations | Streamed, config: TrainConfig
+) -> tuple[Observations | Streamed, Observations | None]:
     if config.validation == 0:
-        return rows.renumbered(), None
+        return (rows if isinstance(rows, Streamed) else rows.renumbered()), None
     by = None if rows.group is None else "group"
     if round((1 - config.validation) * len(rows)) in (0, len(rows)):
         raise RequestError(
             f"Expected rows on both sides of validation={config.validation}; got {len(rows)} rows. Use validation=0."
         )
-    return rows.split(1 - config.validation, seed=config.seed, by=by)
+    kept, held = rows.split(1 - config.validation, seed=config.seed, by=by)
+    return kept, held.some(SOME, seed=config.seed) if isinstance(held, Streamed) else held
 
 
 def _provenance(
-    family: AbstractFamily, kept: Observations, held: Observations | None, config: TrainConfig, seconds: float
+    family: AbstractFamily,
+    kept: Observations | Streamed,
+    held: Observations | None,
+    config: TrainConfig,
+    seconds: float,
 ) -> Mapping[str, Any]:
     return {
         "family": type(family).__name__,
