@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from consilience.errors import DataError
 from consilience.plots.style import BLUE, COLOURS, INK, MUTED, Labels, style, with_unit
@@ -132,6 +133,10 @@ def trends(parts: Sequence[Trend], names: tuple[str, str] = ("true", "model")) -
                 ylabel=with_unit(part.labels.y, part.labels.y_unit),
                 yscale="log" if part.log else "linear",
             )
+            if part.log:  # a decade at most: powers of ten would say too little
+                axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+                axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+                axes.yaxis.set_minor_locator(NullLocator())
             axes.margins(x=0.03)
             axes.legend(loc="best", fontsize=7)
     return figure
