@@ -260,7 +260,8 @@ def _figure(curves: dict[int, dict[str, Curve]]) -> Figure:
         panels = figure.subplots(1, len(curves), squeeze=False)[0]
         for axes, (seed, found) in zip(panels, curves.items(), strict=True):
             for number, (name, curve) in enumerate(found.items()):
-                axes.plot(curve.seconds[1:], curve.nlpd[1:], color=COLOURS[number], label=name.replace("gpytorch", "GPyTorch, Adam"))
+                label = name.replace("gpytorch", "GPyTorch, Adam")
+                axes.plot(curve.seconds[1:], curve.nlpd[1:], color=COLOURS[number], label=label)
             axes.set(title=f"seed {seed}", xlabel="training time [s]", xscale="log")
             best = min(curve.nlpd.min() for curve in found.values())
             start = max(curve.nlpd[0] for curve in found.values())
