@@ -91,7 +91,11 @@ def test_training_resumes_where_it_was(path, tmp_path):
                 with pytest.raises(KeyboardInterrupt):
                     cs.fit(family, interrupted(cs.stream(path), 12), config, resume=tmp_path / name)
             else:
-                ends.append(cs.fit(family, cs.stream(path), config, resume=tmp_path / name))
+                reads = []
+                counted = cs.stream(path).mapped(lambda obs, reads=reads: reads.append(len(obs)) or obs)
+                ends.append(cs.fit(family, counted, config, resume=tmp_path / name))
+                # steps of 16 rows: all of them, or those after the checkpoint at step 10
+                assert reads.count(16) == (20 if name == "whole" else 10)
     one, other = (fit.members[0].state_dict() for fit in ends)
     assert all(np.array_equal(one[name].numpy(), other[name].numpy()) for name in one)
 

@@ -110,7 +110,8 @@ def stacked(pieces: Sequence[Observations]) -> Observations:
 
     def together(arrays: Sequence[Any]) -> Any:  # noqa: ANN401 - arrays of any kind, or None
         there = [array for array in arrays if array is not None]
-        return np.concatenate(there) if len(there) == len(arrays) else None
+        assert len(there) in (0, len(arrays)), "tables of one file have the same arrays"
+        return np.concatenate(there) if there else None
 
     parts = {
         name: Modality(*(together([getattr(piece.parts[name], field) for piece in pieces]) for field in FIELDS))

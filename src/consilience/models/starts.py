@@ -68,15 +68,14 @@ def fit_start(model: _Startable, target: Observations, *, shared: int) -> None:
         if view.gp.basis is not None:
             noise[c] = _start_basis(view.gp.basis, value[:, c], known[:, c], seen[:, c])
         _start_decoder(view, z[:, view.columns], loadings[c], start.offset[c], noise[c])
-        steps, rate = (1 if isinstance(view.likelihood, Gaussian) else 5), 1.0
-        if view.gp.basis is not None:  # mixed functions explain the same residuals: full steps of all overshoot
-            steps, rate = 3, 1.0
+        # one step is the optimum of Gaussian cells, unless functions that share them move in turns
+        steps = 5 if not isinstance(view.likelihood, Gaussian) else 1 if view.gp.basis is None else 3
         for _ in range(steps):
             features = view.gp.features(z[:, view.columns])
             mean, variance = view.gp.moments(features)
             _, g, h = view.likelihood.slopes(view.part, mean, variance)
             w = view.likelihood.precision(view.part, mean, h)
-            view.gp.natural_step(features, g, w, scale=model.total / len(some), rate=rate)
+            view.gp.natural_step(features, g, w, scale=model.total / len(some), rate=1.0)
 
 
 def _start_decoder(view: View, z: Tensor, loadings: Tensor, offset: Tensor, noise: Tensor) -> None:

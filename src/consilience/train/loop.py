@@ -84,8 +84,8 @@ def train(
     valid = None if held_out is None else held_out.to(fabric.device, dtype)
     model.to(fabric.device, dtype)
     stages = config.stages or _stages(_steps(config, len(data)), family.refit)
-    key = _key(family, config, data)
     directory = None if config.checkpoint is None else Path(config.checkpoint)
+    key = "" if directory is None else _key(family, config, data)  # reads the whole table
     if resume and directory is None:
         raise RequestError("Expected TrainConfig(checkpoint=…) to resume from; got none. Name the directory.")
     saved = load_checkpoint(directory, key) if resume and directory is not None else None
