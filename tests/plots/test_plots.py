@@ -101,6 +101,20 @@ def test_the_rest_draw_and_serialise(rng):
         plots.history([])
 
 
+def test_history_runs_on_from_stage_to_stage():
+    rows = [{"stage": float(k), "step": float(s), "train/total": 1.0} for k in range(2) for s in (0, 50, 100)]
+    axes = plots.history(rows).axes[0]
+    assert axes.get_lines()[0].get_xdata().tolist() == [0, 50, 100, 100, 150, 200]
+    assert [line.get_xdata()[0] for line in axes.get_lines()[1:]] == [100]
+
+
+def test_of_many_objects_some_have_bars(rng):
+    x = {"mass": rng.normal(size=1200)}
+    axes = plots.predicted_vs_true(x, x, {"mass": np.ones(1200)}, ["kg"]).axes[0]
+    assert len(axes.get_lines()[0].get_xdata()) == 1200
+    assert len(axes.containers[0].lines[0].get_xdata()) == 400
+
+
 def test_trends_show_points_beside_lines_and_dashes_where_they_are_many():
     few, many, labels = np.arange(4.0), np.linspace(0, 1, 60), plots.Labels("x", "y", "t", "s", "m")
     parts = [

@@ -12,6 +12,8 @@ from consilience.typing import FloatArray
 
 __all__ = ["CoverageBand", "calibration", "predicted_vs_true"]
 
+BARS = 500  # objects of a panel that show an error bar, about
+
 
 @dataclass(frozen=True, slots=True)
 class CoverageBand:
@@ -65,7 +67,8 @@ def predicted_vs_true(
 ) -> Figure:
     """Posterior mean ± one standard deviation against the measured value, one panel per quantity.
 
-    All arrays have shape (N,); NaN rows are left out.
+    All arrays have shape (N,); NaN rows are left out. Of more than ``BARS`` objects, about so many, spread over the
+    table, have bars.
 
     Example:
         >>> x = {"mass": np.arange(3.0)}
@@ -81,13 +84,16 @@ def predicted_vs_true(
         for axes, name, unit in zip(panels, names, units, strict=False):
             use = np.isfinite(truth[name]) & np.isfinite(mean[name])
             x, y, error = truth[name][use], mean[name][use], sd[name][use]
-            alpha = float(np.clip(12 / np.sqrt(max(len(x), 1)), 0.15, 0.8))
+            alpha = float(np.clip(12 / np.sqrt(max(len(x), 1)), 0.25, 0.8))
+            bars = slice(None, None, -(-len(x) // BARS) or 1)
+            axes.plot(x, y, ".", ms=3, mew=0, color=BLUE, alpha=alpha, rasterized=True)
             axes.errorbar(
-                x,
-                y,
-                yerr=error,
+                x[bars],
+                y[bars],
+                yerr=error[bars],
                 fmt=".",
                 ms=3,
+                mew=0,
                 color=BLUE,
                 elinewidth=0.6,
                 alpha=alpha,
@@ -96,7 +102,7 @@ def predicted_vs_true(
             )
             if len(x):
                 ends = np.quantile(np.concatenate([x, y]), [0.0, 1.0])
-                axes.plot(ends, ends, color=RED, lw=1, label="equal")
+                axes.plot(ends, ends, color=RED, lw=1, label="equal", zorder=3)
             axes.set(xlabel=with_unit(f"measured {name}", unit), ylabel=with_unit("predicted", unit))
             axes.locator_params(nbins=5)
         for axes in panels[len(names) :]:

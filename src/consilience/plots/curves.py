@@ -18,8 +18,10 @@ __all__ = ["Profile", "Trend", "history", "methods", "profiles", "trends"]
 def history(rows: Sequence[Mapping[str, float]]) -> Figure:
     """Objective of training and validation against the step, and the terms it is made of.
 
+    Stages follow each other, each with a dotted line where it begins.
+
     Arguments:
-        rows: Each with "step", and any of "train/total", "validation/total", "train/<term>".
+        rows: Each with "step" (of its stage), and any of "stage", "train/total", "validation/total", "train/<term>".
 
     Raises:
         DataError: no rows, or rows without a step.
@@ -30,6 +32,7 @@ def history(rows: Sequence[Mapping[str, float]]) -> Figure:
     """
     if not rows or "step" not in rows[0]:
         raise DataError(f"Expected a training history whose rows have a 'step'; got {len(rows)} rows.")
+    rows, begins = _one_axis(rows)
     keys = sorted({key for row in rows for key in row})
     totals = [key for key in ("train/total", "validation/total") if key in keys]
     terms = [key for key in keys if key.startswith("train/") and key != "train/total"]
@@ -49,7 +52,20 @@ def history(rows: Sequence[Mapping[str, float]]) -> Figure:
             axes.margins(x=0.01)
             if axes.get_lines():
                 axes.legend(loc="best")
+            for step in begins:
+                axes.axvline(step, color=MUTED, lw=0.8, ls=":")
     return figure
+
+
+def _one_axis(rows: Sequence[Mapping[str, float]]) -> tuple[list[dict[str, float]], list[float]]:
+    """The rows with steps counted over all stages, and the step at which each stage but the first begins."""
+    found: list[dict[str, float]] = []
+    begins: list[float] = []
+    for row in rows:
+        if found and row.get("stage", 0.0) != found[-1].get("stage", 0.0):
+            begins.append(found[-1]["step"])
+        found.append({**row, "step": row["step"] + (begins[-1] if begins else 0.0)})
+    return found, begins
 
 
 @dataclass(frozen=True, slots=True)
