@@ -35,14 +35,14 @@ LONG = 200  # steps of the optimisation that the encoder is compared with
 class Sizes:
     """Training objects, their steps; new objects that are timed, and those of them that are scored."""
 
-    train: int = 4000
-    steps: int = 600
+    train: int = 20000
+    steps: int = 2000
     timed: int = 8192
     scored: int = 1024
     repeats: int = 3
     family: SharedGPLVM = SharedGPLVM(
         latent_dim=10,
-        inducing=60,
+        inducing=120,
         private={"labels": 2, "spectrum": 4},
         functions={"spectrum": 24},
         likelihoods={"labels": "heteroscedastic"},
@@ -55,7 +55,7 @@ def measure(seed: int, quick: bool) -> Results:
     tiny = SharedGPLVM(latent_dim=2, inducing=8, hidden=8, functions={"spectrum": 3})
     sizes = Sizes(120, 15, 128, 64, 1, tiny) if quick else Sizes()
     table = quasars(sizes.train, seed=seed).select("spectrum", "labels")
-    fitted = fit(sizes.family, table, TrainConfig(max_steps=sizes.steps, seed=seed))
+    fitted = fit(sizes.family, table, TrainConfig(max_steps=sizes.steps, batch_size=min(256, sizes.train), seed=seed))
     new = quasars(sizes.timed, seed=seed + 1_000_003).select("spectrum", "labels")
     names = [cell.name for cell in table.schema["labels"].cells]
     ways = {

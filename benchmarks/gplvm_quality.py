@@ -60,7 +60,7 @@ class Sizes:
     inducing: int = 64
     latent: int = 6
     batch: int = 128
-    ours: int = 400
+    ours: int = 150
     refit: int = 150
     peer: int = 3000
     seeds: int = 3

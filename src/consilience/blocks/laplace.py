@@ -8,10 +8,13 @@ and approximates the posterior around the maximum by the curvature
 :math:`H = P + \sum_d w_d J_d J_d^\top`, :math:`J_d = \partial\,\mathrm{mean}_d/\partial z`,
 :math:`w_d = -2\,\partial E_d/\partial\mathrm{var}_d`. Exact for linear kernels with Gaussian likelihoods and known
 maps.
-The number of steps is fixed and damping is per row, so no row can change another's answer.
+H leaves out the curvature of the variance and of the residuals, so that full steps often overshoot; a step is
+:math:`H^{-1} \nabla F / \kappa`, with κ the curvature of F found along the step before it in units of H's, from the
+slopes at its two ends.
+The number of steps is fixed and κ is per row, so no row can change another's answer.
 
 References:
-    An algorithm for least-squares estimation of nonlinear parameters (Marquardt, 1963).
+    Two-point step size gradient methods (Barzilai & Borwein, 1988), here in the metric H.
 """
 
 from collections.abc import Sequence
@@ -57,32 +60,34 @@ class _Point:
 def gauss_newton(
     start: Tensor, views: Sequence[View], *, steps: int, mean: Tensor, precision: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Maximum (B, Q) and curvature (B, Q, Q) of F after a fixed number of damped Gauss-Newton steps.
+    """Maximum (B, Q) and curvature (B, Q, Q) of F after a fixed number of Gauss-Newton steps.
 
     Arguments:
         start: Where to begin, shape (B, Q).
         views: The modalities.
-        steps: Number of proposals per row; one that lowers F is refused and damped more.
+        steps: Number of proposals per row; one that lowers F is refused and the next is shorter.
         mean: a of the prior, shape (Q,).
         precision: P of the prior, shape (Q, Q).
     """
     roots = [view.gp.root() for view in views]
     here = _evaluate(start, views, roots, mean, precision)
-    damping = torch.full_like(start[:, 0], 0.1)
+    # curvature along the last step in units of Gauss-Newton's, which leaves out that of the variance and of residuals
+    scale = torch.ones_like(start[:, 0])
     # 1e-3 nats in float32, below which rounding, and so the batch, would decide which steps are taken
     slack = 3 * torch.finfo(start.dtype).eps ** 0.5
-    identity = torch.eye(start.shape[1], dtype=start.dtype, device=start.device)
     for _ in range(steps):
-        factor = torch.linalg.cholesky_ex(here.curvature + damping[:, None, None] * identity)[0]
-        step = torch.cholesky_solve(here.gradient[..., None], factor)[..., 0]
-        there = _evaluate(here.z + step, views, roots, mean, precision)
+        factor = torch.linalg.cholesky_ex(here.curvature)[0]
+        full = torch.cholesky_solve(here.gradient[..., None], factor)[..., 0]
+        there = _evaluate(here.z + full / scale[:, None], views, roots, mean, precision)
         gain = there.objective - here.objective
         # where F no longer tells two points apart, the better one has the smaller slope: steps that overshoot the
         # optimum would bounce about it for ever, and amplify rounding each time
         left = torch.cholesky_solve(there.gradient[..., None], factor)[..., 0]
-        nearer = (there.gradient * left).sum(-1) < (here.gradient * step).sum(-1)
+        steepness = (here.gradient * full).sum(-1)
+        nearer = (there.gradient * left).sum(-1) < steepness
         better = torch.isfinite(there.objective) & ((gain > slack) | ((gain >= -slack) & nearer))
-        damping = torch.where(better, 0.2 * damping, (10 * damping).clamp(1e-2, 1e8))
+        secant = (scale * (1 - (there.gradient * full).sum(-1) / steepness)).nan_to_num(1.0)
+        scale = torch.where(better, secant.clamp(1, 10), torch.maximum(secant, 4 * scale).clamp_max(1e8))
         here = _Point(
             *(
                 torch.where(better.view(-1, *([1] * (new.ndim - 1))), new, old)

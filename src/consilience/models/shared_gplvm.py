@@ -76,7 +76,7 @@ class SharedGPLVM(AbstractFamily):
     kernel: str = "rbf"  # expression of kernels, see build_kernel
     likelihoods: dict[str, LikelihoodName] = {}  # by the kind of each modality where it is not named
     hidden: int = Field(default=64, ge=1)  # width of the encoder's correction
-    inference_steps: int = Field(default=8, ge=0)  # Gauss-Newton steps per new object; 0 trusts the encoder alone
+    inference_steps: int = Field(default=4, ge=0)  # Gauss-Newton steps per new object; 0 trusts the encoder alone
 
     @property
     def default_policy(self) -> Policy | None:
