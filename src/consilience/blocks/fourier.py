@@ -1,0 +1,172 @@
+r"""Stationary Gaussian processes over equally spaced bins, in the real Fourier coordinates of a circle.
+
+A latent of T bins is a stretch of a periodic one of T' > T bins,
+
+.. math:: z_t = \sum_f \Phi_{tf} v_f, \qquad v \sim N(0, I), \qquad \Phi_{tf} = B_{tf} \sqrt{\rho\, S(\omega_f)},
+
+with B the orthonormal cosines and sines of the circle and S the discrete Fourier transform of the kernel over all
+lags; at the circle's frequencies it is the transform of the kernel wrapped around the circle. Wrapping couples the two
+ends of a trial unless the circle is longer than it by several length scales of the slowest latent. Frequencies whose
+prior variance is negligible even at the shortest length scale allowed are left out.
+
+References:
+    Fast variational estimation of latent trajectories in the Fourier domain (Keeley et al., 2020); Multi-modal Gaussian
+    process variational autoencoders (Gondur et al., 2024).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from consilience.data.schema import nearest
+from consilience.errors import SchemaError
+
+__all__ = ["SPECTRA", "FourierPrior", "Spectrum", "fourier_basis"]
+
+
+def fourier_basis(bins: int, circle: int) -> tuple[Tensor, Tensor]:
+    """Basis B (T, T') and angular frequencies (T',) per bin, float64; the columns are orthonormal on the whole circle.
+
+    Ordered by frequency: the constant, then cosine and sine of each, and the alternating one if T' is even.
+
+    Example:
+        >>> basis, _ = fourier_basis(6, 6)
+        >>> bool(torch.allclose(basis @ basis.mT, torch.eye(6, dtype=torch.float64)))
+        True
+    """
+    wave = torch.arange(1, circle).double()
+    number = torch.div(wave + 1, 2, rounding_mode="floor")
+    time = torch.arange(bins).double()[:, None]
+    # the phase modulo 2π in whole numbers: exact for any length
+    phase = 2 * math.pi * torch.remainder(time * number, circle) / circle
+    columns = math.sqrt(2 / circle) * torch.where(wave % 2 == 1, phase.cos(), phase.sin())
+    if circle % 2 == 0:
+        columns[:, -1] /= math.sqrt(2)
+    basis = torch.cat([torch.full((bins, 1), circle**-0.5, dtype=torch.float64), columns], dim=1)
+    return basis, torch.cat([torch.zeros(1).double(), 2 * math.pi * number / circle])
+
+
+@dataclass(frozen=True, slots=True)
+class Spectrum:
+    r"""A kernel of unit variance on the integers, by its discrete Fourier transform.
+
+    Arguments:
+        density: :math:`S(\omega) = \sum_\tau k(|\tau|/\ell) \cos \omega\tau` over all lags, from ω (F,) and ℓ (L, 1).
+        margin: Length scales after which the kernel is below 1e-3: by so many the circle is longer than a trial.
+    """
+
+    density: Callable[[Tensor, Tensor], Tensor]
+    margin: float
+
+
+def _rbf(omega: Tensor, length: Tensor) -> Tensor:
+    aliases = omega + 2 * math.pi * torch.arange(-2, 3).to(omega)[:, None, None]
+    return math.sqrt(2 * math.pi) * length * torch.exp(-0.5 * (aliases * length).square()).sum(0)
+
+
+def _matern(omega: Tensor, length: Tensor, order: int) -> Tensor:
+    r"""Matern kernels of smoothness order + ½: a polynomial of aτ times :math:`e^{-a\tau}`, a = √(2 order + 1) / ℓ.
+
+    With p(a) = sinh a / (cosh a - cos ω) the transform of :math:`e^{-a|\tau|}`, those of :math:`|\tau|^k e^{-a|\tau|}`
+    are (-1)^k times its derivatives.
+    """
+    rate = math.sqrt(2 * order + 1) / length
+    c, s, u = torch.cosh(rate), torch.sinh(rate), omega.cos()
+    d = 2 * torch.sinh(rate / 2).square() + 2 * (omega / 2).sin().square()  # cosh a - cos ω without cancellation
+    found = s / d
+    if order > 0:
+        found = found + rate * (u * c - 1) / d.square()
+    if order > 1:
+        found = found + rate.square() / 3 * s * (u * (c + u) - 2) / d**3
+    return found.clamp_min(0)
+
+
+def _white(omega: Tensor, length: Tensor) -> Tensor:
+    return torch.ones_like(omega * length)
+
+
+SPECTRA = {
+    "rbf": Spectrum(_rbf, 4.0),
+    "matern12": Spectrum(partial(_matern, order=0), 7.0),
+    "matern32": Spectrum(partial(_matern, order=1), 5.5),
+    "matern52": Spectrum(partial(_matern, order=2), 5.0),
+    "white": Spectrum(_white, 0.0),
+}
+
+
+class FourierPrior(nn.Module):
+    r"""L independent stationary processes of T bins, each the image of F standard normal coordinates.
+
+    Arguments:
+        kernels: One of ``SPECTRA`` per latent.
+        bins: T, of the longest trial.
+        length: Length scales at first, in bins, shape (L,).
+        shortest: Least length scale that may be learned; decides which frequencies are kept.
+        longest: Greatest one; decides how much longer than a trial the circle is.
+        variance: Prior variances ρ at first, shape (L,).
+        prune: Frequencies are left out whose variance at the shortest length scale is below this part of the largest.
+
+    Raises:
+        SchemaError: an unknown kernel, or length scales out of order.
+    """
+
+    basis: Tensor  # B, shape (T, F), float64
+    omega: Tensor  # shape (F,), float64
+
+    def __init__(
+        self,
+        kernels: Sequence[str],
+        bins: int,
+        length: Tensor,
+        *,
+        shortest: float,
+        longest: float,
+        variance: Tensor,
+        prune: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        for name in kernels:
+            if name not in SPECTRA:
+                raise SchemaError(f"Expected a kernel among {sorted(SPECTRA)}; got {name!r}.{nearest(name, SPECTRA)}")
+        if not (0 < shortest < longest and bool(((shortest < length) & (length < longest)).all())):
+            raise SchemaError(
+                f"Expected 0 < shortest < length scales < longest, in bins; got {shortest:g}, {length.tolist()}, "
+                f"{longest:g}."
+            )
+        self.kernels = tuple(kernels)
+        self.shortest, self.longest = shortest, longest
+        margin = max(SPECTRA[name].margin for name in kernels)
+        basis, omega = fourier_basis(bins, bins + math.ceil(margin * longest))
+        # one set of frequencies for all latents: those that any of them needs
+        most = self._densities(omega, torch.full((len(kernels), 1), shortest).double())
+        kept = (most >= prune * most.amax(-1, keepdim=True)).any(0)
+        self.register_buffer("basis", basis[:, kept])
+        self.register_buffer("omega", omega[kept])
+        self.position = nn.Parameter(torch.logit(torch.log(length / shortest) / math.log(longest / shortest)))
+        self.log_variance = nn.Parameter(variance.log())
+
+    @property
+    def length(self) -> Tensor:
+        """Length scales in bins, between their bounds, shape (L,)."""
+        return self.shortest * (self.longest / self.shortest) ** torch.sigmoid(self.position)
+
+    @property
+    def variance(self) -> Tensor:
+        """Prior variances ρ, shape (L,)."""
+        return self.log_variance.exp()
+
+    def spectrum(self) -> Tensor:
+        """Prior variances of the Fourier coordinates ρ S(ω_f), shape (L, F), float64."""
+        return self.variance.double()[:, None] * self._densities(self.omega, self.length.double()[:, None])
+
+    def root(self) -> Tensor:
+        """Φ, whose product with its transpose is the covariance of each latent, shape (L, T, F)."""
+        return (self.basis * self.spectrum().clamp_min(1e-300).sqrt()[:, None]).to(self.position.dtype)
+
+    def _densities(self, omega: Tensor, length: Tensor) -> Tensor:
+        rows = [SPECTRA[name].density(omega, length[k : k + 1]) for k, name in enumerate(self.kernels)]
+        return torch.cat(rows).expand(-1, len(omega))
