@@ -66,6 +66,36 @@ def mixed(rows=ROWS, seed=0):
     return Observations.from_arrays(Schema(modalities=specs), values, sigma=sigma, state={"bands": state}, ids=ids)
 
 
+def trials(rows=ROWS, seed=0, *, counts=True):
+    """Behaviour and neural activity over time, with missing bins and trials of unequal length."""
+    rng = np.random.default_rng(seed)
+    bins = np.arange(10)
+    phase = rng.uniform(0, 2 * np.pi, size=(rows, 1, 2))
+    z = rng.normal(size=(rows, 1, 2)) + np.sin(0.5 * bins[:, None] + phase)
+    weights = np.random.default_rng(102).normal(size=(2, 7))
+    f = z @ weights
+    motion = 3 + f[..., :2] + 0.3 * rng.normal(size=(rows, 10, 2))
+    activity = f[..., 2:] + rng.normal(size=(rows, 10, 5))
+    if counts:
+        activity = rng.poisson(np.exp(np.clip(0.5 * f[..., 2:], -3, 3))).astype(float)
+    values = {"motion": motion, "activity": activity}
+    for value in values.values():
+        value[rng.random(value.shape[:2]) < 0.2] = np.nan
+    extent = rng.integers(7, 11, size=rows)
+    specs = (
+        ModalitySpec(name="motion", shape=(10, 2)),
+        ModalitySpec(name="activity", shape=(10, 5), kind="count" if counts else "real"),
+    )
+    ids = [f"{seed}-{row}" for row in range(rows)]
+    both = {"motion": extent, "activity": extent}
+    return Observations.from_arrays(Schema(modalities=specs), values, extent=both, ids=ids)
+
+
+def recordings(rows=ROWS, seed=0):
+    """The same with Gaussian activity."""
+    return trials(rows, seed, counts=False)
+
+
 SMALL = {"latent_dim": 2, "inducing": 6, "hidden": 8}
 
 CONSTRUCTORS = {
@@ -82,6 +112,9 @@ CONSTRUCTORS = {
     "gplvm-private-gaussian": (cs.SharedGPLVM(**SMALL, private={"spectrum": 1}, posterior="gaussian"), plain),
     "gplvm-coregionalised": (cs.SharedGPLVM(**SMALL, functions={"spectrum": 3}), plain),
     "gplvm-mixed": (cs.SharedGPLVM(**SMALL), mixed),
+    "gpvae": (cs.GPVAE(shared=2, private={"activity": 1}, length=3.0), trials),
+    "gpvae-gaussian": (cs.GPVAE(shared=1, private={"motion": 1}, length=3.0, kernel="matern32"), recordings),
+    "gpvae-diagonal": (cs.GPVAE(shared=2, length=3.0, posterior="diagonal"), trials),
     "gplvm-mixed-diagonal": (cs.SharedGPLVM(**SMALL, private={"image": 1}, posterior="diagonal"), mixed),
 }
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from consilience.errors import ConsilienceError
     from consilience.io import read, write
     from consilience.io.stream import stream
+    from consilience.models.gp_vae import GPVAE
     from consilience.models.shared_gplvm import SharedGPLVM
     from consilience.predict.fitted import Fitted, load
     from consilience.report.page import report
@@ -32,6 +33,7 @@ __all__ = [
     "Cell",
     "ConsilienceError",
     "Fitted",
+    "GPVAE",
     "Grid",
     "Modality",
     "ModalitySpec",
@@ -62,6 +64,7 @@ _HOMES = {
     "Cell": "consilience.data.schema",
     "ConsilienceError": "consilience.errors",
     "Fitted": "consilience.predict.fitted",
+    "GPVAE": "consilience.models.gp_vae",
     "Grid": "consilience.data.schema",
     "Modality": "consilience.data.observations",
     "ModalitySpec": "consilience.data.schema",

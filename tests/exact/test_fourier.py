@@ -129,7 +129,7 @@ def test_divergence_agrees_with_draws():
     log_p = torch.distributions.Normal(0.0, 1.0).log_prob(v).sum(-1)
     error = (log_q - log_p).std(0) / math.sqrt(len(v))
     assert bool(((log_q - log_p).mean(0) - q.divergence().sum(-1)).abs().lt(5 * error).all())
-    z = q.draw(normal(7, 40_000, 2, root.shape[2]))
+    z = q.latents(q.coordinates.draw(normal(7, 40_000, 2, root.shape[2])))
     assert torch.allclose(z.var(0)[..., 0], q.covariance[..., 0, 0], rtol=0.08)
 
 

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from consilience.blocks.posteriors import GaussianLatent
+from consilience.blocks.products import product
 
-__all__ = ["Sites", "Trajectories", "infer_trajectories"]
+__all__ = ["Sites", "Trajectories", "Updated", "infer_trajectories", "update_trajectories"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,19 @@ class Sites:
     def __add__(self, other: "Sites") -> "Sites":
         return Sites(self.shift + other.shift, self.precision + other.precision)
 
+    def towards(self, other: "Sites", rate: Tensor) -> "Sites":
+        """A part ``rate`` (B,) of the way to others."""
+        rate = rate[:, None, None]
+        return Sites(self.shift.lerp(other.shift, rate), self.precision.lerp(other.precision, rate[..., None]))
+
+    def where(self, keep: Tensor, other: "Sites") -> "Sites":
+        """These in the rows of ``keep`` (B,), the others elsewhere."""
+        keep = keep[:, None, None]
+        return Sites(
+            torch.where(keep, self.shift, other.shift),
+            torch.where(keep[..., None], self.precision, other.precision),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Trajectories:
@@ -51,30 +65,80 @@ class Trajectories:
     @property
     def mean(self) -> Tensor:
         """Posterior means, shape (B, T, L)."""
-        return self._latents(self.coordinates.mean)
+        return self.latents(self.coordinates.mean[None])[0]
 
     @property
     def covariance(self) -> Tensor:
         """Posterior covariances of the latents of each bin, shape (B, T, L, L)."""
+        half = self.half()
+        return half @ half.mT
+
+    def half(self) -> Tensor:
+        """A of shape (B, T, L, L F): the covariance of latents l at t and l' at t' is the product of their rows."""
         factor = self.coordinates.factor
         assert factor is not None, "trajectories have a spread"
         latents, _, kept = self.root.shape
-        # rows of Φ times the factor, (B, L, T, L F): the factor's rows of one latent are read by that latent alone
-        half = self.root @ factor.view(len(factor), latents, kept, latents * kept)
-        return torch.einsum("bltk,bmtk->btlm", half, half)
+        # the factor's rows of one latent are read by that latent alone
+        rows = self.root @ factor.view(len(factor), latents, kept, latents * kept)
+        return rows.transpose(1, 2)
 
-    def draw(self, normal: Tensor) -> Tensor:
-        """z = Φ v for v drawn with ε of shape (S, B, L F); shape (S, B, T, L)."""
-        return self._latents(self.coordinates.draw(normal))
+    def latents(self, v: Tensor) -> Tensor:
+        """z = Φ v of coordinates (S, B, L F), shape (S, B, T, L)."""
+        latents, _, kept = self.root.shape
+        # one product per latent of one trial: its bits do not depend on the trials beside it
+        by_latent = v.view(*v.shape[:2], latents, kept).permute(1, 2, 0, 3)
+        return product(by_latent, self.root.expand(v.shape[1], -1, -1, -1)).permute(2, 0, 3, 1)
 
     def divergence(self) -> Tensor:
         """KL(q ‖ prior) by latent, each given those before it, shape (B, L)."""
         by_coordinate = self.coordinates.divergence()
         return by_coordinate.view(len(by_coordinate), len(self.root), -1).sum(-1)
 
-    def _latents(self, v: Tensor) -> Tensor:
-        latents, _, kept = self.root.shape
-        return torch.einsum("ltf,...lf->...tl", self.root, v.view(*v.shape[:-1], latents, kept))
+
+@dataclass(frozen=True, slots=True)
+class Updated:
+    """A Gaussian q(z) after further sites: z = μ + A w, where w was standard normal before them.
+
+    Arguments:
+        origin: μ, shape (B, T, L).
+        design: A, shape (B, T, L, K).
+        coordinates: q(w).
+    """
+
+    origin: Tensor
+    design: Tensor
+    coordinates: GaussianLatent
+
+    @property
+    def mean(self) -> Tensor:
+        """Means, shape (B, T, L)."""
+        return self.latents(self.coordinates.mean[None])[0]
+
+    @property
+    def covariance(self) -> Tensor:
+        """Covariances of the latents of each bin, shape (B, T, L, L)."""
+        half = self.design @ self.factor[:, None]
+        return half @ half.mT
+
+    @property
+    def factor(self) -> Tensor:
+        """Lower Cholesky factor of the covariance of w, shape (B, K, K)."""
+        assert self.coordinates.factor is not None, "an update has a spread"
+        return self.coordinates.factor
+
+    def latents(self, w: Tensor) -> Tensor:
+        """z of coordinates (S, B, K), shape (S, B, T, L)."""
+        z = (self.design.flatten(1, 2) @ w.permute(1, 2, 0)).permute(2, 0, 1)
+        return self.origin + z.view(len(w), *self.origin.shape)
+
+    def divergence(self) -> Tensor:
+        """KL to the Gaussian before the sites, shape (B, K)."""
+        return self.coordinates.divergence()
+
+    def log_normaliser(self) -> Tensor:
+        """Log of the mean of the sites over the Gaussian before them, relative to their value at μ, shape (B,)."""
+        white = torch.linalg.solve_triangular(self.factor, self.coordinates.mean[..., None], upper=False)[..., 0]
+        return 0.5 * white.square().sum(-1) + self.factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
 
 def infer_trajectories(root: Tensor, sites: Sites, *, diagonal: bool = False) -> Trajectories:
@@ -86,21 +150,35 @@ def infer_trajectories(root: Tensor, sites: Sites, *, diagonal: bool = False) ->
         diagonal: Instead of the posterior, the diagonal Gaussian with the least divergence to it: the same mean, and
             variances that ignore how sites couple the coordinates, too narrow wherever bins are missing.
     """
-    latents, _, kept = root.shape
+    latents, bins, kept = root.shape
     rows, size = len(sites.shift), latents * kept
-    blocks = [
-        # Φ_lᵀ P_lm Φ_m of all trials, (B, F, L, F)
-        torch.einsum("tf,btm,mtg->bfmg", root[number], sites.precision[:, :, number], root)
-        for number in range(latents)
-    ]
-    coupling = torch.stack(blocks, 1).reshape(rows, size, size)
-    precision = coupling + torch.eye(size, dtype=root.dtype, device=root.device)
-    shift = torch.einsum("ltf,btl->blf", root, sites.shift).reshape(rows, size)
-    # precision = U Uᵀ with U upper, so that the factor U⁻ᵀ of the covariance is lower
+    # in float64: coordinates that the data know well stand beside coordinates that only the prior knows
+    wide, precise = root.double().expand(rows, -1, -1, -1), sites.precision.double()
+    by_bin = wide.transpose(1, 2)
+    # matrix products trial by trial: the bits of one do not depend on the trials beside it
+    blocks = [wide[:, k].mT @ (precise[:, :, k, :, None] * by_bin).reshape(rows, bins, size) for k in range(latents)]
+    shift = (sites.shift.double().mT[:, :, None] @ wide).reshape(rows, size)
+    return Trajectories(root, _posterior(torch.cat(blocks, 1), shift, root.dtype, diagonal=diagonal))
+
+
+def update_trajectories(q: Trajectories, sites: Sites) -> Updated:
+    """What further sites make of q(z)."""
+    origin, design = q.mean, q.half()
+    wide, precise = design.double(), sites.precision.double()
+    shift = sites.shift.double() - (precise @ origin.double()[..., None])[..., 0]
+    information = wide.flatten(1, 2).mT @ (precise @ wide).flatten(1, 2)
+    along = (wide.flatten(1, 2).mT @ shift.flatten(1)[..., None])[..., 0]
+    return Updated(origin, design, _posterior(information, along, design.dtype))
+
+
+def _posterior(information: Tensor, shift: Tensor, dtype: torch.dtype, *, diagonal: bool = False) -> GaussianLatent:
+    """N(P⁻¹ shift, P⁻¹) of standard normal coordinates, P = I + information."""
+    identity = torch.eye(shift.shape[-1], dtype=shift.dtype, device=shift.device)
+    precision = information + identity
+    # P = U Uᵀ with U upper, so that the factor U⁻ᵀ of the covariance is lower
     upper = torch.linalg.cholesky(precision.flip(-1, -2)).flip(-1, -2)
-    identity = torch.eye(size, dtype=root.dtype, device=root.device).expand_as(upper)
-    factor = torch.linalg.solve_triangular(upper.mT, identity, upper=False)
+    factor = torch.linalg.solve_triangular(upper.mT, identity.expand_as(upper), upper=False)
     mean = (factor @ (factor.mT @ shift[..., None]))[..., 0]
     if diagonal:
         factor = torch.diag_embed(precision.diagonal(dim1=-2, dim2=-1).rsqrt())
-    return Trajectories(root, GaussianLatent(mean, factor))
+    return GaussianLatent(mean.to(dtype), factor.to(dtype))

@@ -184,10 +184,12 @@ class Observations:
         *,
         sigma: Mapping[str, FloatArray] | None = None,
         state: Mapping[str, IntArray] | None = None,
+        exposure: Mapping[str, FloatArray] | None = None,
+        extent: Mapping[str, IntArray] | None = None,
         ids: Iterable[object] | None = None,
         group: Iterable[object] | None = None,
     ) -> "Observations":
-        """Build a checked table from plain arrays, NaN where a value was not seen.
+        """Build a checked table from plain arrays, NaN where a value was not seen; fields as in :func:`modality`.
 
         Raises:
             DataError: no rows, ragged lengths, duplicated or missing ids, or what :func:`modality` refuses.
@@ -200,8 +202,8 @@ class Observations:
             >>> len(obs), obs.parts["x"].seen.sum()
             (2, np.int64(3))
         """
-        sigma, state = sigma or {}, state or {}
-        for name in (*values, *sigma, *state):
+        fields = {"sigma": sigma or {}, "state": state or {}, "exposure": exposure or {}, "extent": extent or {}}
+        for name in (*values, *(name for given in fields.values() for name in given)):
             schema[name]
         missing = [name for name in schema.names if name not in values]
         if missing:
@@ -217,7 +219,10 @@ class Observations:
             raise DataError(f"Expected one id per row ({size}); got {len(names)}.")
         parts = {
             name: modality(
-                schema[name], np.asarray(values[name]), sigma=sigma.get(name), state=state.get(name), ids=names
+                schema[name],
+                np.asarray(values[name]),
+                **{field: given.get(name) for field, given in fields.items()},
+                ids=names,
             )
             for name in schema.names
         }

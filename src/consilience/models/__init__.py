@@ -8,6 +8,7 @@ from consilience.errors import SchemaError
 from consilience.models.base import AbstractFamily
 
 MODELS = {
+    "GPVAE": "consilience.models.gp_vae",
     "SharedGPLVM": "consilience.models.shared_gplvm",
 }
 

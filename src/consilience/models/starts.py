@@ -15,7 +15,7 @@ from consilience.blocks.posteriors import AmortisedPosterior, LocalPosterior, fr
 from consilience.data.observations import Observations
 from consilience.models.base import slot
 
-__all__ = ["fit_start"]
+__all__ = ["fit_start", "linear_start"]
 
 ROWS = 4000  # rows that the start looks at; more change it little
 
@@ -41,23 +41,11 @@ def fit_start(model: _Startable, target: Observations, *, shared: int) -> None:
     some = target[slice(None, None, stride)]
     value, known, seen = model.pseudo(some)
     cells = _cells(model)
-    start = fit_factors(value, known, seen, factors=shared)
-    loadings = torch.zeros(value.shape[1], model.size, dtype=value.dtype)
-    loadings[:, :shared] = start.loadings
-    noise = start.log_noise.exp()
-    mean, _ = start(value, known, seen)
-    residual = value - start.offset - mean @ start.loadings.mT
-    for name, columns in model.columns.items():
-        own = columns[shared:]
-        if len(own):
-            c = cells[name]
-            private = fit_factors(residual[:, c], known[:, c], seen[:, c], factors=len(own))
-            loadings[c, own[0] : own[-1] + 1] = private.loadings
-            noise[c] = private.log_noise.exp()
+    loadings, offset, noise = linear_start(value, known, seen, cells, model.columns, shared=shared)
     factors = model.encoder.factors if model.encoder is not None else model.factors
     assert factors is not None
     factors.loadings.copy_(loadings)
-    factors.offset.copy_(start.offset)
+    factors.offset.copy_(offset)
     factors.log_noise.copy_(noise.log())
     if model.locals is not None:
         _start_locals(model.locals, factors, model.pseudo(target))
@@ -67,7 +55,7 @@ def fit_start(model: _Startable, target: Observations, *, shared: int) -> None:
         c = cells[name]
         if view.gp.basis is not None:
             noise[c] = _start_basis(view.gp.basis, value[:, c], known[:, c], seen[:, c])
-        _start_decoder(view, z[:, view.columns], loadings[c], start.offset[c], noise[c])
+        _start_decoder(view, z[:, view.columns], loadings[c], offset[c], noise[c])
         # one step is the optimum of Gaussian cells, unless functions that share them move in turns
         steps = 5 if not isinstance(view.likelihood, Gaussian) else 1 if view.gp.basis is None else 3
         for _ in range(steps):
@@ -76,6 +64,43 @@ def fit_start(model: _Startable, target: Observations, *, shared: int) -> None:
             _, g, h = view.likelihood.slopes(view.part, mean, variance)
             w = view.likelihood.precision(view.part, mean, h)
             view.gp.natural_step(features, g, w, scale=model.total / len(some), rate=1.0)
+
+
+def linear_start(
+    value: Tensor,
+    known: Tensor,
+    seen: Tensor,
+    cells: Mapping[str, slice],
+    columns: Mapping[str, Tensor],
+    *,
+    shared: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loadings (D, Q), offsets and noise variances (D,) of a factor analysis with shared and private factors.
+
+    The shared factors come first; the private ones of a modality are those of what the shared ones leave of it.
+
+    Arguments:
+        value: Gaussian look-alikes of all modalities side by side, shape (N, D).
+        known: Their known variances.
+        seen: Where they count.
+        cells: Columns of ``value`` of each modality.
+        columns: Factors that each modality reads, the shared ones first.
+        shared: Number of shared factors.
+    """
+    size = max(int(some.max()) + 1 for some in columns.values() if len(some))
+    start = fit_factors(value, known, seen, factors=shared)
+    loadings = torch.zeros(value.shape[1], size, dtype=value.dtype)
+    loadings[:, :shared] = start.loadings
+    noise = start.log_noise.exp()
+    mean, _ = start(value, known, seen)
+    residual = value - start.offset - mean @ start.loadings.mT
+    for name, some in columns.items():
+        own, c = some[shared:], cells[name]
+        if len(own):
+            private = fit_factors(residual[:, c], known[:, c], seen[:, c], factors=len(own))
+            loadings[c, own[0] : own[-1] + 1] = private.loadings
+            noise[c] = private.log_noise.exp()
+    return loadings, start.offset.detach(), noise.detach()
 
 
 def _start_decoder(view: View, z: Tensor, loadings: Tensor, offset: Tensor, noise: Tensor) -> None:
