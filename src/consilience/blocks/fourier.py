@@ -98,6 +98,11 @@ SPECTRA = {
 }
 
 
+def _needed(spectrum: Tensor, prune: float) -> Tensor:
+    """Which frequencies (F,) some latent has variance at that is not negligible, from variances (L, F)."""
+    return (spectrum >= prune * spectrum.amax(-1, keepdim=True)).any(0)
+
+
 class FourierPrior(nn.Module):
     r"""L independent stationary processes of T bins, each the image of F standard normal coordinates.
 
@@ -108,7 +113,8 @@ class FourierPrior(nn.Module):
         shortest: Least length scale that may be learned; decides which frequencies are kept.
         longest: Greatest one; decides how much longer than a trial the circle is.
         variance: Prior variances ρ at first, shape (L,).
-        prune: Frequencies are left out whose variance at the shortest length scale is below this part of the largest.
+        prune: Frequencies are left out whose variance is below this part of the largest, for good where it is at the
+            shortest length scale.
 
     Raises:
         SchemaError: an unknown kernel, or length scales out of order.
@@ -141,9 +147,8 @@ class FourierPrior(nn.Module):
         self.shortest, self.longest = shortest, longest
         margin = max(SPECTRA[name].margin for name in kernels)
         basis, omega = fourier_basis(bins, bins + math.ceil(margin * longest))
-        # one set of frequencies for all latents: those that any of them needs
-        most = self._densities(omega, torch.full((len(kernels), 1), shortest).double())
-        kept = (most >= prune * most.amax(-1, keepdim=True)).any(0)
+        self.prune = prune
+        kept = _needed(self._densities(omega, torch.full((len(kernels), 1), shortest).double()), prune)
         self.register_buffer("basis", basis[:, kept])
         self.register_buffer("omega", omega[kept])
         self.position = nn.Parameter(torch.logit(torch.log(length / shortest) / math.log(longest / shortest)))
@@ -164,8 +169,13 @@ class FourierPrior(nn.Module):
         return self.variance.double()[:, None] * self._densities(self.omega, self.length.double()[:, None])
 
     def root(self) -> Tensor:
-        """Φ, whose product with its transpose is the covariance of each latent, shape (L, T, F)."""
-        return (self.basis * self.spectrum().clamp_min(1e-300).sqrt()[:, None]).to(self.position.dtype)
+        """Φ, whose product with its transpose is the covariance of each latent, shape (L, T, F).
+
+        F counts the frequencies that some latent needs at its present length scale.
+        """
+        spectrum = self.spectrum()
+        kept = _needed(spectrum.detach(), self.prune)
+        return (self.basis[:, kept] * spectrum[:, kept].clamp_min(1e-300).sqrt()[:, None]).to(self.position.dtype)
 
     def _densities(self, omega: Tensor, length: Tensor) -> Tensor:
         rows = [SPECTRA[name].density(omega, length[k : k + 1]) for k, name in enumerate(self.kernels)]
