@@ -88,9 +88,14 @@ def test_the_tour_runs(quick):
     assert (quick / "results" / "calibration.csv").is_file()
 
 
+def test_the_page_of_trajectories_runs(quick):
+    found = run("docs/families/gp_vae.md")
+    assert found["decoded"].values["position"].shape == (50, 24, 30)
+
+
 @pytest.mark.parametrize("page", sorted({page for page in TEXTS if blocks(TEXTS[page], "python")} - {CONTRACT}))
 def test_no_page_with_code_is_left_out(page):
-    assert page in ("README.md", "docs/tour.md"), f"{page} has Python blocks that no test runs"
+    assert page in ("README.md", "docs/tour.md", "docs/families/gp_vae.md"), f"{page} has Python blocks that no test runs"
 
 
 def test_the_schema_of_the_tour_is_one(tmp_path):
@@ -136,14 +141,15 @@ def test_every_make_target_is_documented():
     assert documented == targets
 
 
-def test_every_option_of_the_model_is_on_its_page():
-    page = TEXTS["docs/families/shared_gplvm.md"]
-    for name, field in cs.SharedGPLVM.model_fields.items():
+@pytest.mark.parametrize(("family", "page"), [(cs.SharedGPLVM, "shared_gplvm"), (cs.GPVAE, "gp_vae")])
+def test_every_option_of_a_model_is_on_its_page(family, page):
+    rows = [line for line in TEXTS[f"docs/families/{page}.md"].splitlines() if line.startswith("| `")]
+    for name, field in family.model_fields.items():
         if name != "family":
-            default = str(field.default).replace("'", '"')
-            row = next((line for line in page.splitlines() if line.startswith(f"| `{name}`")), None)
+            row = next((row for row in rows if f"`{name}`" in row.split("|")[1]), None)
             assert row, f"{name} is not on the page"
-            assert default in row or default == "{}", f"{name}: the default is {default}"
+            default = f"{field.default:g}" if isinstance(field.default, float) else str(field.default).replace("'", '"')
+            assert default in row or default in ("{}", "None"), f"{name}: the default is {default}"
 
 
 def test_pinned_versions_agree_with_what_is_installed():
