@@ -11,7 +11,7 @@ from consilience.blocks.noise import Noise
 from consilience.data.observations import Observations, State
 from consilience.data.scaling import Scaler
 from consilience.data.schema import ModalitySpec, Schema
-from consilience.errors import SchemaError
+from consilience.errors import DataError, SchemaError
 from consilience.models.base import slot
 
 BINS = 12
@@ -189,6 +189,35 @@ def test_exposure_scales_the_rate():
         model.offsets["a"] -= math.log(2)
         found = model.terms(batch(long), batch(long))["nll/a"].value
     torch.testing.assert_close(found, expected)
+
+
+def test_a_limit_pulls_its_function_to_its_side_as_far_as_the_tilted_gaussian():
+    schema = Schema(modalities=(ModalitySpec(name="b", shape=(BINS,), scale="none"),))
+    value, state = np.full((1, BINS), np.nan), np.full((1, BINS), State.UNSEEN)
+    value[0, 4], state[0, 4] = -0.5, State.BELOW
+    obs = Observations.from_arrays(schema, {"b": value}, state={"b": state})
+    model = model_of(obs, private={})
+    one = model.cells("b", batch(obs).parts["b"])
+    mean, variance = (moment[4, 0].item() for moment in one.moments(model.condition(batch(obs)).q))
+    kernel = (model.prior.root()[0, 4].square().sum() * model._weight("b").square().sum()).item()
+    f = torch.linspace(-12, 12, 40_001).double()
+    tilted = torch.exp(-0.5 * (f - model.offsets["b"].item()).square() / kernel)
+    tilted = tilted * torch.special.ndtr((-0.5 - f) / one.likelihood.learned().item() ** 0.5)
+    exact = ((f * tilted).sum() / tilted.sum()).item()
+    spread = ((f**2 * tilted).sum() / tilted.sum()).item() - exact**2
+    # of all Gaussians q is the one with the least divergence, not the one with the same moments
+    assert mean == pytest.approx(exact, abs=0.15 * spread**0.5)
+    assert variance == pytest.approx(spread, rel=0.25)
+
+
+def test_limits_of_counts_are_refused():
+    obs = table(counts=True)
+    state = obs.parts["a"].state.copy()
+    state[1, 2, 0] = State.ABOVE
+    values = {name: np.where(np.isfinite(part.value), part.value, 0.0) for name, part in obs.parts.items()}
+    limited = Observations.from_arrays(obs.schema, values, state={"a": state})
+    with pytest.raises(DataError, match="no limits in 'a'"):
+        cs.fit(cs.GPVAE(length=4.0), limited, cs.TrainConfig(max_steps=2, validation=0))
 
 
 def process(rng, rows, length):

@@ -31,9 +31,9 @@ from consilience.blocks.likelihood_base import AbstractLikelihood
 from consilience.blocks.likelihoods import build_likelihood
 from consilience.blocks.trajectories import Sites, Trajectories, infer_trajectories
 from consilience.data.masking import Policy
-from consilience.data.observations import Modality, Observations
+from consilience.data.observations import Modality, Observations, State
 from consilience.data.schema import ModalitySpec, Schema
-from consilience.errors import SchemaError
+from consilience.errors import DataError, SchemaError
 from consilience.models.base import AbstractFamily, AbstractModel, Group, PerObject, Term, slot
 from consilience.models.starts import linear_start
 from consilience.models.trajectory import BinCells, TrajectoryConditional, optimal_sites
@@ -75,7 +75,7 @@ class GPVAE(AbstractFamily):
 
 
 class _Module(AbstractModel):
-    capabilities: ClassVar[frozenset[str]] = frozenset({"density", "latent", "generate"})
+    capabilities: ClassVar[frozenset[str]] = frozenset({"density", "latent", "generate", "limits"})
 
     def __init__(self, config: GPVAE, schema: Schema) -> None:
         super().__init__()
@@ -164,10 +164,18 @@ class _Module(AbstractModel):
         return readable | producible <= set(self.schema.names) and bool(producible)
 
     def cells(self, name: str, part: Modality) -> BinCells:
-        """The cells of a modality by bin."""
+        """The cells of a modality by bin.
+
+        Raises:
+            DataError: limits that the likelihood cannot use.
+        """
         shape = part.value.shape
         by_bin = part.map(lambda a: a.reshape(shape[0] * shape[1], -1) if a.shape == shape else a)
         likelihood: AbstractLikelihood = self.likelihoods[slot(name)]  # type: ignore[assignment]
+        if not likelihood.takes_limits and bool((part.state > State.MEASURED).any()):
+            raise DataError(
+                f"Expected no limits in '{name}' under the {type(likelihood).__name__} likelihood; got some."
+            )
         return BinCells(likelihood, by_bin, self._weight(name), self.offsets[slot(name)], shape[0])
 
     def _sites(self, context: Observations) -> Sites:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from consilience.blocks.likelihood_base import AbstractLikelihood
+from consilience.blocks.likelihoods import Gaussian
 from consilience.blocks.noise import Noise
 from consilience.blocks.products import product
 from consilience.blocks.trajectories import Sites, Trajectories, Updated, update_trajectories
@@ -53,6 +54,8 @@ class BinCells:
             at = self.offset.expand(self.part.value.shape)
             return self.sites(at, torch.zeros_like(at))
         value, known = self.likelihood.pseudo(self.part)
+        if isinstance(self.likelihood, Gaussian):  # some cells are limits
+            known = known + self.likelihood.learned()
         w = torch.where(self.part.seen, 1 / known, 0.0)
         return self._on_latents(w * (value - self.offset), w)
 
