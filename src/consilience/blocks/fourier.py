@@ -22,6 +22,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from consilience.blocks.products import fill_up
 from consilience.data.schema import nearest
 from consilience.errors import SchemaError
 
@@ -171,11 +172,13 @@ class FourierPrior(nn.Module):
     def root(self) -> Tensor:
         """Φ, whose product with its transpose is the covariance of each latent, shape (L, T, F).
 
-        F counts the frequencies that some latent needs at its present length scale.
+        F counts the frequencies that some latent needs at its present length scale, filled up with zeros to a size
+        at which the bits of one trial's posterior do not depend on the trials beside it.
         """
         spectrum = self.spectrum()
         kept = _needed(spectrum.detach(), self.prune)
-        return (self.basis[:, kept] * spectrum[:, kept].clamp_min(1e-300).sqrt()[:, None]).to(self.position.dtype)
+        root = self.basis[:, kept] * spectrum[:, kept].clamp_min(1e-300).sqrt()[:, None]
+        return fill_up(root).to(self.position.dtype)
 
     def _densities(self, omega: Tensor, length: Tensor) -> Tensor:
         rows = [SPECTRA[name].density(omega, length[k : k + 1]) for k, name in enumerate(self.kernels)]

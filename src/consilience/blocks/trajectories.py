@@ -71,7 +71,7 @@ class Trajectories:
     def covariance(self) -> Tensor:
         """Posterior covariances of the latents of each bin, shape (B, T, L, L)."""
         half = self.half()
-        return half @ half.mT
+        return product(half, half)
 
     def half(self) -> Tensor:
         """A of shape (B, T, L, L F): the covariance of latents l at t and l' at t' is the product of their rows."""
@@ -79,13 +79,12 @@ class Trajectories:
         assert factor is not None, "trajectories have a spread"
         latents, _, kept = self.root.shape
         # the factor's rows of one latent are read by that latent alone
-        rows = self.root @ factor.view(len(factor), latents, kept, latents * kept)
+        rows = product(self.root, factor.view(len(factor), latents, kept, latents * kept).mT)
         return rows.transpose(1, 2)
 
     def latents(self, v: Tensor) -> Tensor:
         """z = Φ v of coordinates (S, B, L F), shape (S, B, T, L)."""
         latents, _, kept = self.root.shape
-        # one product per latent of one trial: its bits do not depend on the trials beside it
         by_latent = v.view(*v.shape[:2], latents, kept).permute(1, 2, 0, 3)
         return product(by_latent, self.root.expand(v.shape[1], -1, -1, -1)).permute(2, 0, 3, 1)
 
@@ -117,8 +116,8 @@ class Updated:
     @property
     def covariance(self) -> Tensor:
         """Covariances of the latents of each bin, shape (B, T, L, L)."""
-        half = self.design @ self.factor[:, None]
-        return half @ half.mT
+        half = product(self.design, self.factor.mT[:, None])
+        return product(half, half)
 
     @property
     def factor(self) -> Tensor:
@@ -128,8 +127,8 @@ class Updated:
 
     def latents(self, w: Tensor) -> Tensor:
         """z of coordinates (S, B, K), shape (S, B, T, L)."""
-        z = (self.design.flatten(1, 2) @ w.permute(1, 2, 0)).permute(2, 0, 1)
-        return self.origin + z.view(len(w), *self.origin.shape)
+        z = product(w.transpose(0, 1), self.design.flatten(1, 2)).transpose(0, 1)
+        return self.origin + z.reshape(len(w), *self.origin.shape)
 
     def divergence(self) -> Tensor:
         """KL to the Gaussian before the sites, shape (B, K)."""
@@ -155,9 +154,11 @@ def infer_trajectories(root: Tensor, sites: Sites, *, diagonal: bool = False) ->
     # in float64: coordinates that the data know well stand beside coordinates that only the prior knows
     wide, precise = root.double().expand(rows, -1, -1, -1), sites.precision.double()
     by_bin = wide.transpose(1, 2)
-    # matrix products trial by trial: the bits of one do not depend on the trials beside it
-    blocks = [wide[:, k].mT @ (precise[:, :, k, :, None] * by_bin).reshape(rows, bins, size) for k in range(latents)]
-    shift = (sites.shift.double().mT[:, :, None] @ wide).reshape(rows, size)
+    blocks = [
+        product(wide[:, k].mT, (precise[:, :, k, :, None] * by_bin).reshape(rows, bins, size).mT)
+        for k in range(latents)
+    ]
+    shift = product(sites.shift.double().mT[:, :, None], wide.mT).reshape(rows, size)
     return Trajectories(root, _posterior(torch.cat(blocks, 1), shift, root.dtype, diagonal=diagonal))
 
 
@@ -165,9 +166,10 @@ def update_trajectories(q: Trajectories, sites: Sites) -> Updated:
     """What further sites make of q(z)."""
     origin, design = q.mean, q.half()
     wide, precise = design.double(), sites.precision.double()
-    shift = sites.shift.double() - (precise @ origin.double()[..., None])[..., 0]
-    information = wide.flatten(1, 2).mT @ (precise @ wide).flatten(1, 2)
-    along = (wide.flatten(1, 2).mT @ shift.flatten(1)[..., None])[..., 0]
+    shift = sites.shift.double() - product(precise, origin.double()[..., None, :])[..., 0]
+    across = wide.flatten(1, 2).mT
+    information = product(across, product(precise, wide.mT).flatten(1, 2).mT)
+    along = product(across, shift.flatten(1)[:, None])[..., 0]
     return Updated(origin, design, _posterior(information, along, design.dtype))
 
 
@@ -178,7 +180,7 @@ def _posterior(information: Tensor, shift: Tensor, dtype: torch.dtype, *, diagon
     # P = U Uᵀ with U upper, so that the factor U⁻ᵀ of the covariance is lower
     upper = torch.linalg.cholesky(precision.flip(-1, -2)).flip(-1, -2)
     factor = torch.linalg.solve_triangular(upper.mT, identity.expand_as(upper), upper=False)
-    mean = (factor @ (factor.mT @ shift[..., None]))[..., 0]
+    mean = product(factor, product(factor.mT, shift[..., None, :]).mT)[..., 0]
     if diagonal:
         factor = torch.diag_embed(precision.diagonal(dim1=-2, dim2=-1).rsqrt())
     return GaussianLatent(mean.to(dtype), factor.to(dtype))
