@@ -109,6 +109,28 @@ def test_gauss_newton_climbs_and_ends_where_the_gradient_vanishes(kernel):
 
 
 @torch.no_grad()
+def test_gauss_newton_learns_the_length_of_its_steps_where_full_ones_overshoot():
+    """Most rows are at the optimum after eight steps; with steps of length one, shortened when refused, a tenth lacks
+    a quarter of a nat."""
+    noise, gp, likelihood = 0.05, SparseGP(build_kernel("rbf", 2), normal(60, 15, 2), 8).double(), Gaussian(8).double()
+    likelihood.log_noise.fill_(np.log(noise))
+    maps = normal(62, 2, 8)
+    known = torch.sin(2 * normal(61, 40, 2) @ maps)
+    features = gp.features(normal(61, 40, 2))
+    weight = torch.full_like(known, 1 / noise)
+    gp.natural_step(features, weight * (known - gp.mean_at(features)), weight, scale=1.0, rate=1.0)
+    z = normal(63, 60, 2)
+    value = torch.sin(2 * z @ maps) + noise**0.5 * normal(64, 60, 8)
+    view = View(gp, likelihood, Modality(value, torch.full(value.shape, 2, dtype=torch.int8)), torch.arange(2))
+
+    def objective(steps):
+        at = gauss_newton(z + 0.3 * normal(65, 60, 2), [view], steps=steps, **unit(2))[0]
+        return likelihood.expected(view.part, *gp.moments(gp.features(at))).sum(-1) - 0.5 * at.square().sum(-1)
+
+    assert (objective(200) - objective(8)).quantile(0.9) < 0.05
+
+
+@torch.no_grad()
 def test_gauss_newton_of_a_row_does_not_depend_on_the_others():
     gp, likelihood = SparseGP(build_kernel("rbf", 2), normal(60, 5, 2), 4).double(), Poisson(4)
     gp.q.natural_mean.copy_(normal(61, 4, 5))
