@@ -46,6 +46,10 @@ def test_quasars(tmp_path):
     assert np.isfinite(own).all()
     peers = ("mean", "ridge_on_PCA", "boosted_trees")
     assert numbers["splits"] == 2
+    kept = json.loads((tmp_path / "splits.json").read_text())
+    assert len(kept["splits"]) == 2
+    model = np.mean([split["nlpd"]["model"] for split in kept["splits"]], axis=0)
+    assert model.tolist() == pytest.approx(own)
     worst = max(  # of scores averaged over splits: the same baseline may not be best in each
         numbers[f"nlpd_{cell}_model"] - min(numbers[f"nlpd_{cell}_{peer}"] for peer in peers)
         for cell in ("log_lbol", "log_mbh", "log_edd", "slope")

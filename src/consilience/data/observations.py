@@ -3,7 +3,7 @@
 import enum
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import numpy as np
 
@@ -80,6 +80,15 @@ class Modality:
         return Modality(
             blank(self.value), state, blank(self.sigma), blank(self.coord), blank(self.exposure), self.extent
         )
+
+
+class _Fields(TypedDict, total=False):
+    """Arrays beside the values, by modality."""
+
+    sigma: Mapping[str, FloatArray] | None
+    state: Mapping[str, IntArray] | None
+    exposure: Mapping[str, FloatArray] | None
+    extent: Mapping[str, IntArray] | None
 
 
 def modality(
@@ -182,14 +191,13 @@ class Observations:
         schema: Schema,
         values: Mapping[str, FloatArray],
         *,
-        sigma: Mapping[str, FloatArray] | None = None,
-        state: Mapping[str, IntArray] | None = None,
-        exposure: Mapping[str, FloatArray] | None = None,
-        extent: Mapping[str, IntArray] | None = None,
         ids: Iterable[object] | None = None,
         group: Iterable[object] | None = None,
+        **fields: Unpack[_Fields],
     ) -> "Observations":
-        """Build a checked table from plain arrays, NaN where a value was not seen; fields as in :func:`modality`.
+        """Build a checked table from plain arrays, NaN where a value was not seen.
+
+        ``sigma``, ``state``, ``exposure``, ``extent`` are arrays by modality, as in :func:`modality`.
 
         Raises:
             DataError: no rows, ragged lengths, duplicated or missing ids, or what :func:`modality` refuses.
@@ -202,8 +210,8 @@ class Observations:
             >>> len(obs), obs.parts["x"].seen.sum()
             (2, np.int64(3))
         """
-        fields = {"sigma": sigma or {}, "state": state or {}, "exposure": exposure or {}, "extent": extent or {}}
-        for name in (*values, *(name for given in fields.values() for name in given)):
+        given: dict[str, Mapping[str, Any]] = {field: by_name or {} for field, by_name in fields.items()}  # type: ignore[assignment]
+        for name in (*values, *(name for by_name in given.values() for name in by_name)):
             schema[name]
         missing = [name for name in schema.names if name not in values]
         if missing:
@@ -221,7 +229,7 @@ class Observations:
             name: modality(
                 schema[name],
                 np.asarray(values[name]),
-                **{field: given.get(name) for field, given in fields.items()},
+                **{field: by_name.get(name) for field, by_name in given.items()},
                 ids=names,
             )
             for name in schema.names

@@ -1,5 +1,6 @@
 """Labels of simulated quasars from their spectra alone, beside the mean, ridge regression and boosted trees."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,10 +8,13 @@ from pathlib import Path
 import numpy as np
 from astropy.table import Table
 from pydantic import Field
+from rich.console import Console
 
 from consilience import analysis, plots
+from consilience.analysis.base import plain
 from consilience.data.observations import Observations
 from consilience.data.schema import Frozen, validated
+from consilience.io.atomic import atomic_path
 from consilience.predict.fitted import Fitted
 from consilience.report.page import report
 from consilience.simulators import quasars
@@ -43,6 +47,7 @@ class _Split:
     fitted: Fitted
     compared: analysis.Comparison
     checked: analysis.Calibration
+    peak: float  # memory of simulation and training, MB; the baselines and checks come on top
 
 
 def run(config: StudyConfig, data: Path | None, *, seed: int, quick: bool, out: Path) -> Results:
@@ -60,9 +65,11 @@ def run(config: StudyConfig, data: Path | None, *, seed: int, quick: bool, out: 
     """
     size = validated(Settings, config.study, where="[study]")
     table = quasars(size.train + size.test, seed=seed).select("spectrum", "labels")
-    first = _split(config, size, table, seed, 0)
-    peak = peak_memory()  # of simulation and training; the baselines and checks come on top
-    splits = [first, *(_split(config, size, table, seed, k) for k in range(1, size.splits))]
+    splits: list[_Split] = []
+    for number in range(size.splits):
+        splits.append(_split(config, size, table, seed, number))
+        _record(out, splits, size.splits)
+    first = splits[0]
     numbers: dict[str, float | int | bool | None] = {
         "train_rows": len(first.train),
         "test_rows": len(first.test),
@@ -71,7 +78,7 @@ def run(config: StudyConfig, data: Path | None, *, seed: int, quick: bool, out: 
         "missing_fraction": float(1 - table.parts["spectrum"].seen.mean()),
         "missing_labels_fraction": float(1 - table.parts["labels"].seen.mean()),
         "seconds": max(float(split.fitted.provenance["seconds"]) for split in splits),
-        "peak_gb": peak / 1024,
+        "peak_gb": first.peak / 1024,
         "nlpd_minus_best_baseline_max": float(np.mean([s.compared.advantage() for s in splits], axis=0).max()),
         "rmse_minus_best_baseline_max": float(np.mean([_rmse_excess(s.compared) for s in splits], axis=0).max()),
         "inside_band": first.checked.inside_band,
@@ -112,9 +119,28 @@ def _split(config: StudyConfig, size: Settings, table: Observations, seed: int, 
         rows = np.random.default_rng([seed, number]).permutation(rows)
     train, test = table[rows[: size.train]].renumbered(), table[rows[size.train :]].renumbered()
     fitted = fit(config.config.family, train, config.config.train.model_copy(update={"seed": seed + number}))
+    peak = peak_memory()
     compared = analysis.compare(fitted, train, test, ["spectrum"], "labels", n=size.draws)
     checked = analysis.calibration(fitted, test, ["labels"], given=test.hide("labels"), n=size.draws)
-    return _Split(train, test, fitted, compared, checked)
+    return _Split(train, test, fitted, compared, checked, peak)
+
+
+def _record(out: Path, splits: Sequence[_Split], total: int) -> None:
+    """Keep what is known so far in ``splits.json``, and say so: the rest takes as long again and may be stopped."""
+    found = [
+        {
+            "seconds": float(split.fitted.provenance["seconds"]),
+            "inside_band": split.checked.inside_band,
+            **{score: {name: v.tolist() for name, v in by.items()} for score, by in split.compared.scores.items()},
+        }
+        for split in splits
+    ]
+    text = json.dumps(plain({"cells": list(splits[0].compared.cells), "splits": found}), indent=1, allow_nan=False)
+    with atomic_path(out / "splits.json") as path:
+        path.write_text(text + "\n", encoding="utf-8")
+    if total > 1:
+        note = f"split {len(splits)} of {total} in {out / 'splits.json'}: trained in {found[-1]['seconds']:.0f} s"
+        Console(stderr=True, highlight=False).print(note, soft_wrap=True, markup=False)
 
 
 def _notes(splits: Sequence[_Split], advantage: float) -> tuple[str, ...]:
