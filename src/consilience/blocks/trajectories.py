@@ -10,6 +10,7 @@ References:
     al., 2009); Conjugate-computation variational inference (Khan & Lin, 2017).
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from consilience.blocks.posteriors import GaussianLatent
 from consilience.blocks.products import product
 
-__all__ = ["Sites", "Trajectories", "Updated", "infer_trajectories", "update_trajectories"]
+__all__ = ["AbstractTrajectories", "Sites", "Trajectories", "Updated", "infer_trajectories", "update_trajectories"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +51,43 @@ class Sites:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Trajectories:
+class AbstractTrajectories(ABC):
+    """A Gaussian q(z) of every trial, linear in Gaussian coordinates."""
+
+    coordinates: GaussianLatent
+
+    @abstractmethod
+    def latents(self, v: Tensor) -> Tensor:
+        """z of coordinates (S, B, K), shape (S, B, T, L)."""
+
+    @abstractmethod
+    def half(self) -> Tensor:
+        """A of shape (B, T, L, K): the covariance of latents l at t and l' at t' is the product of their rows."""
+
+    @abstractmethod
+    def divergence(self) -> Tensor:
+        """KL to the Gaussian before the sites by parts that sum to it, shape (B, any)."""
+
+    @property
+    def mean(self) -> Tensor:
+        """Means, shape (B, T, L)."""
+        return self.latents(self.coordinates.mean[None])[0]
+
+    @property
+    def covariance(self) -> Tensor:
+        """Covariances of the latents of each bin, shape (B, T, L, L)."""
+        half = self.half()
+        return product(half, half)
+
+    @property
+    def factor(self) -> Tensor:
+        """Lower Cholesky factor of the covariance of the coordinates, shape (B, K, K)."""
+        assert self.coordinates.factor is not None, "trajectories have a spread"
+        return self.coordinates.factor
+
+
+@dataclass(frozen=True)
+class Trajectories(AbstractTrajectories):
     """q(z) of every trial through q(v): latents (B, T, L) are linear in the coordinates v (B, L F).
 
     Arguments:
@@ -62,28 +98,13 @@ class Trajectories:
     root: Tensor
     coordinates: GaussianLatent
 
-    @property
-    def mean(self) -> Tensor:
-        """Posterior means, shape (B, T, L)."""
-        return self.latents(self.coordinates.mean[None])[0]
-
-    @property
-    def covariance(self) -> Tensor:
-        """Posterior covariances of the latents of each bin, shape (B, T, L, L)."""
-        half = self.half()
-        return product(half, half)
-
     def half(self) -> Tensor:
-        """A of shape (B, T, L, L F): the covariance of latents l at t and l' at t' is the product of their rows."""
-        factor = self.coordinates.factor
-        assert factor is not None, "trajectories have a spread"
         latents, _, kept = self.root.shape
         # the factor's rows of one latent are read by that latent alone
-        rows = product(self.root, factor.view(len(factor), latents, kept, latents * kept).mT)
+        rows = product(self.root, self.factor.view(-1, latents, kept, latents * kept).mT)
         return rows.transpose(1, 2)
 
     def latents(self, v: Tensor) -> Tensor:
-        """z = Φ v of coordinates (S, B, L F), shape (S, B, T, L)."""
         latents, _, kept = self.root.shape
         by_latent = v.view(*v.shape[:2], latents, kept).permute(1, 2, 0, 3)
         return product(by_latent, self.root.expand(v.shape[1], -1, -1, -1)).permute(2, 0, 3, 1)
@@ -94,8 +115,8 @@ class Trajectories:
         return by_coordinate.view(len(by_coordinate), len(self.root), -1).sum(-1)
 
 
-@dataclass(frozen=True, slots=True)
-class Updated:
+@dataclass(frozen=True)
+class Updated(AbstractTrajectories):
     """A Gaussian q(z) after further sites: z = μ + A w, where w was standard normal before them.
 
     Arguments:
@@ -108,30 +129,14 @@ class Updated:
     design: Tensor
     coordinates: GaussianLatent
 
-    @property
-    def mean(self) -> Tensor:
-        """Means, shape (B, T, L)."""
-        return self.latents(self.coordinates.mean[None])[0]
+    def half(self) -> Tensor:
+        return product(self.design, self.factor.mT[:, None])
 
-    @property
-    def covariance(self) -> Tensor:
-        """Covariances of the latents of each bin, shape (B, T, L, L)."""
-        half = product(self.design, self.factor.mT[:, None])
-        return product(half, half)
-
-    @property
-    def factor(self) -> Tensor:
-        """Lower Cholesky factor of the covariance of w, shape (B, K, K)."""
-        assert self.coordinates.factor is not None, "an update has a spread"
-        return self.coordinates.factor
-
-    def latents(self, w: Tensor) -> Tensor:
-        """z of coordinates (S, B, K), shape (S, B, T, L)."""
-        z = product(w.transpose(0, 1), self.design.flatten(1, 2)).transpose(0, 1)
-        return self.origin + z.reshape(len(w), *self.origin.shape)
+    def latents(self, v: Tensor) -> Tensor:
+        z = product(v.transpose(0, 1), self.design.flatten(1, 2)).transpose(0, 1)
+        return self.origin + z.reshape(len(v), *self.origin.shape)
 
     def divergence(self) -> Tensor:
-        """KL to the Gaussian before the sites, shape (B, K)."""
         return self.coordinates.divergence()
 
     def log_normaliser(self) -> Tensor:

@@ -11,7 +11,7 @@ from consilience.blocks.likelihood_base import AbstractLikelihood
 from consilience.blocks.likelihoods import Gaussian
 from consilience.blocks.noise import Noise
 from consilience.blocks.products import product
-from consilience.blocks.trajectories import Sites, Trajectories, Updated, update_trajectories
+from consilience.blocks.trajectories import AbstractTrajectories, Sites, Trajectories, update_trajectories
 from consilience.data.observations import Modality, Observations
 from consilience.errors import RequestError
 from consilience.models.base import Density
@@ -36,7 +36,7 @@ class BinCells:
         """Whether the sites do not depend on q."""
         return self.likelihood.conjugate(self.part)
 
-    def moments(self, q: Trajectories | Updated) -> tuple[Tensor, Tensor]:
+    def moments(self, q: AbstractTrajectories) -> tuple[Tensor, Tensor]:
         """Mean and variance of f, each (B T, D)."""
         outer = (self.weight[:, :, None] * self.weight[:, None, :]).flatten(1)
         mean = product(q.mean.flatten(0, 1), self.weight) + self.offset
@@ -72,7 +72,7 @@ class BinCells:
 
 
 @torch.no_grad()
-def optimal_sites(cells: Sequence[BinCells], infer: Callable[[Sites], Trajectories | Updated], *, steps: int) -> Sites:
+def optimal_sites(cells: Sequence[BinCells], infer: Callable[[Sites], AbstractTrajectories], *, steps: int) -> Sites:
     """Sites of every trial: exact ones of conjugate cells, those at the optimum of the bound where any is not.
 
     Natural-gradient steps: their number is fixed, rate and acceptance are per trial, none changes another's answer.
