@@ -81,6 +81,7 @@ def trials(rows=ROWS, seed=0, *, counts=True):
     values = {"motion": motion, "activity": activity}
     for value in values.values():
         value[rng.random(value.shape[:2]) < 0.2] = np.nan
+    motion[rng.random(motion.shape) < 0.05] = np.nan
     extent = rng.integers(7, 11, size=rows)
     specs = (
         ModalitySpec(name="motion", shape=(10, 2)),
@@ -115,6 +116,14 @@ CONSTRUCTORS = {
     "gpvae": (cs.GPVAE(shared=2, private={"activity": 1}, length=3.0), trials),
     "gpvae-gaussian": (cs.GPVAE(shared=1, private={"motion": 1}, length=3.0, kernel="matern32"), recordings),
     "gpvae-diagonal": (cs.GPVAE(shared=2, length=3.0, posterior="diagonal"), trials),
+    "gpvae-deep": (
+        cs.GPVAE(shared=1, private={"motion": 1}, length=3.0, decoders={"motion": "deep"}, hidden=8, window=3),
+        trials,
+    ),
+    "gpvae-scattered": (
+        cs.GPVAE(length=3.0, likelihoods={"activity": "negative-binomial"}, coordinates="time"),
+        trials,
+    ),
     "gplvm-mixed-diagonal": (cs.SharedGPLVM(**SMALL, private={"image": 1}, posterior="diagonal"), mixed),
 }
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from consilience import analysis, errors, plots, simulators
     from consilience.data.observations import Modality, Observations, State
     from consilience.data.samples import Samples
-    from consilience.data.schema import Cell, Grid, ModalitySpec, Schema
+    from consilience.data.schema import Cell, Grid, ModalitySpec, Schema, TimeBins
     from consilience.data.streaming import Streamed
     from consilience.errors import ConsilienceError
     from consilience.io import read, write
@@ -44,6 +44,7 @@ __all__ = [
     "Stage",
     "State",
     "Streamed",
+    "TimeBins",
     "TrainConfig",
     "__version__",
     "analysis",
@@ -75,6 +76,7 @@ _HOMES = {
     "Stage": "consilience.train.config",
     "State": "consilience.data.observations",
     "Streamed": "consilience.data.streaming",
+    "TimeBins": "consilience.data.schema",
     "TrainConfig": "consilience.train.config",
     "fit": "consilience.workflow.fit",
     "load": "consilience.predict.fitted",

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from consilience.blocks.fourier import SPECTRA, FourierPrior, fourier_basis
+from consilience.blocks.fourier import SPECTRA, FourierPrior, TimePrior, fourier_basis
 from consilience.blocks.trajectories import Sites, infer_trajectories
 from consilience.errors import SchemaError
 
@@ -17,10 +17,10 @@ KERNELS = {  # of r = lag / length scale
 }
 
 
-def prior(kernels=("rbf",), bins=40, length=(6.0,), variance=(1.0,), **bounds):
+def prior(kernels=("rbf",), bins=40, length=(6.0,), variance=(1.0,), made=FourierPrior, **bounds):
     bounds = {"shortest": 2.0, "longest": 10.0} | bounds
-    return FourierPrior(
-        kernels, bins, torch.tensor(length).double(), variance=torch.tensor(variance).double(), **bounds
+    return made(
+        kernels, bins, length=torch.tensor(length).double(), variance=torch.tensor(variance).double(), **bounds
     )
 
 
@@ -76,6 +76,26 @@ def test_a_short_circle_couples_the_ends_of_a_trial():
     assert wrong.abs().max() == pytest.approx(0.43, abs=0.01)
 
 
+def test_a_periodic_latent_returns_after_each_period_and_is_smooth_between():
+    found = prior(("periodic",), 50, (3.0,), (1.5,), shortest=1.0, longest=8.0, period=12)
+    lag = (torch.arange(50)[:, None] - torch.arange(50)).double()
+    kernel = torch.exp(-2 * (torch.sin(math.pi * lag / 12) * 12 / (2 * math.pi * 3.0)).square())
+    root = found.root()[0]
+    assert torch.allclose(root @ root.mT, 1.5 * kernel, atol=1e-5)
+    # near the diagonal it is the RBF of the same length scale
+    near = lag.abs() <= 1
+    assert torch.allclose(kernel[near], dense("rbf", 50, 3.0)[near], rtol=0.01)
+    assert torch.autograd.gradcheck(lambda *_: found.spectrum(), tuple(found.parameters()))
+
+
+@pytest.mark.parametrize("kernel", sorted(KERNELS))
+def test_coordinates_of_time_give_the_same_process(kernel):
+    found = prior((kernel,), 30, (5.0,), (1.5,), made=TimePrior).root()[0]
+    assert torch.allclose(found @ found.mT, 1.5 * dense(kernel, 30, 5.0), atol=3e-6)
+    with pytest.raises(SchemaError, match="in time"):
+        prior(("white",), made=TimePrior)
+
+
 def test_smooth_latents_need_few_frequencies_and_white_ones_all():
     smooth = prior(bins=60, length=(10.0,), shortest=5.0, longest=15.0)
     assert smooth.basis.shape[1] < 45
@@ -94,7 +114,10 @@ def test_hyperparameters_start_where_asked_stay_in_bounds_and_have_gradients():
     assert found.length.max() <= 10.0
 
 
-@pytest.mark.parametrize(("change", "match"), [({"kernels": ("rbg",)}, "rbf"), ({"length": (12.0,)}, "longest")])
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [({"kernels": ("rbg",)}, "rbf"), ({"length": (12.0,)}, "longest"), ({"kernels": ("periodic",)}, "period")],
+)
 def test_bad_settings_are_named(change, match):
     with pytest.raises(SchemaError, match=match):
         prior(**change)

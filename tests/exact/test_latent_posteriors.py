@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from consilience.blocks.counts import Poisson
 from consilience.blocks.factors import FactorPosterior, fit_factors
 from consilience.blocks.gp import SparseGP
 from consilience.blocks.kernels import Linear, build_kernel
 from consilience.blocks.laplace import View, gauss_newton
-from consilience.blocks.likelihoods import Gaussian, Poisson
+from consilience.blocks.likelihoods import Gaussian
 from consilience.blocks.posteriors import (
     AmortisedPosterior,
     GaussianLatent,

@@ -8,11 +8,12 @@ import scipy.stats
 import torch
 from scipy.integrate import quad
 
-from consilience.blocks.likelihoods import Bernoulli, Categorical, Gaussian, Poisson, StudentT, build_likelihood
+from consilience.blocks.counts import NegativeBinomial, Poisson, poisson_quantile
+from consilience.blocks.likelihoods import Bernoulli, Categorical, Gaussian, StudentT, build_likelihood
 from consilience.blocks.noise import Noise
 from consilience.data.observations import Modality, State
 from consilience.data.schema import ModalitySpec
-from consilience.errors import SchemaError
+from consilience.errors import RequestError, SchemaError
 
 MEANS = np.array([-1.3, 0.0, 0.4, 2.1])
 VARIANCES = np.array([0.04, 0.3, 0.9, 0.5])
@@ -20,6 +21,7 @@ NOISE = np.array([0.05, 0.3, 0.8, 0.2])
 FREEDOM = np.array([4.0, 6.0, 10.0, 30.0])
 SIGMA = np.array([0.3, 0.0, 0.5, 0.2])
 REAL = np.array([-0.7, 0.2, 1.9, 2.0])
+DISPERSION = np.array([0.7, 2.0, 5.0, 40.0])
 EXPOSURE = np.array([1.0, 0.5, 2.0, 0.2])
 
 
@@ -61,6 +63,18 @@ def poisson(x, f, cell):
     return scipy.stats.poisson.logpmf(x, EXPOSURE[cell] * math.exp(f))
 
 
+def negative_binomial(x, f, cell):
+    rate, r = EXPOSURE[cell] * math.exp(f), DISPERSION[cell]
+    return scipy.stats.nbinom.logpmf(x, r, r / (r + rate))
+
+
+def scattered():
+    made = NegativeBinomial(4).double()
+    with torch.no_grad():
+        made.log_dispersion.copy_(torch.as_tensor(DISPERSION).log())
+    return made
+
+
 def bernoulli(x, f, cell):
     return scipy.stats.bernoulli.logpmf(x, scipy.special.expit(f))
 
@@ -72,6 +86,12 @@ CASES = {
     "above": (lambda: noisy(Gaussian), part_of(REAL, State.ABOVE, sigma=SIGMA), above, 1e-6),
     "student": (lambda: noisy(StudentT), part_of(REAL, sigma=SIGMA), student, 2e-3),
     "poisson": (lambda: Poisson(4), part_of([0.0, 3.0, 1.0, 7.0], exposure=EXPOSURE), poisson, 1e-5),
+    "negative-binomial": (
+        scattered,
+        part_of([0.0, 3.0, 1.0, 7.0], exposure=EXPOSURE),
+        negative_binomial,
+        1e-4,
+    ),
     "bernoulli": (lambda: Bernoulli(4), part_of([0.0, 1.0, 1.0, 0.0]), bernoulli, 1e-6),
 }
 
@@ -210,7 +230,7 @@ def test_categorical_probabilities_sum_to_one():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["gaussian", "student", "poisson", "bernoulli"])
+@pytest.mark.parametrize("name", ["gaussian", "student", "poisson", "negative-binomial", "bernoulli"])
 def test_draws_have_the_predictive_distribution(name):
     likelihood = CASES[name][0]()
     n, ids = 4000, np.array(["a"])
@@ -223,10 +243,38 @@ def test_draws_have_the_predictive_distribution(name):
         "gaussian": lambda: f + np.sqrt(NOISE) * rng.normal(size=f.shape),
         "student": lambda: f + np.sqrt(NOISE) * rng.standard_t(FREEDOM, size=f.shape),
         "poisson": lambda: rng.poisson(np.exp(f)),
+        "negative-binomial": lambda: rng.poisson(np.exp(f) * rng.gamma(DISPERSION, 1 / DISPERSION, size=f.shape)),
         "bernoulli": lambda: rng.random(f.shape) < scipy.special.expit(f),
     }[name]()
     for cell in range(4):
         assert scipy.stats.ks_2samp(x[:, cell], reference[:, cell]).pvalue > 1e-3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["gaussian", "student", "poisson", "negative-binomial", "bernoulli"])
+def test_the_expectation_is_the_mean_of_draws(name):
+    likelihood = CASES[name][0]()
+    n = 20_000
+    f = tensor(MEANS).expand(n, 1, 4)
+    x = likelihood.draw(f, torch.zeros_like(f), Noise(0, np.array(["a"]), dtype=torch.float64), "x")
+    error = x.std(0) / n**0.5
+    assert ((x.mean(0) - likelihood.expectation(f[:1])[0]).abs() < 5 * error).all()
+
+
+def test_quantiles_of_counts_are_scipys():
+    rng = np.random.default_rng(0)
+    rate = 10 ** rng.uniform(-4, 2, size=(40, 500))
+    u = rng.uniform(1e-12, 1 - 1e-12, size=rate.shape)
+    u[0] = 1 - 1e-12
+    exact = scipy.stats.poisson.ppf(u, rate)
+    found = poisson_quantile(u, rate)
+    # at the very end of float64 the two sums may round to either side of a step
+    assert np.abs(found - exact).max() <= 1 and (found[1:] == exact[1:]).all()
+
+
+def test_classes_have_no_mean():
+    with pytest.raises(RequestError, match="Categorical"):
+        Categorical(2, 3).expectation(torch.zeros(1, 1, 6))
 
 
 @torch.no_grad()
@@ -246,6 +294,7 @@ def test_categorical_draws_have_the_predictive_frequencies():
         ("real", None, Gaussian),
         ("positive", "student", StudentT),
         ("count", None, Poisson),
+        ("count", "negative-binomial", NegativeBinomial),
         ("binary", "bernoulli", Bernoulli),
         ("category", None, Categorical),
     ],

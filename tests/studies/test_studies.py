@@ -12,9 +12,12 @@ from consilience.cli import app
 from consilience.errors import DataError, RequestError, SchemaError
 from consilience.simulators.quasar_spectra import GRID
 from consilience.studies import quasars_hst, runner
+from consilience.studies.fly import heading_error
 from consilience.studies.linear import mean_spectrum, principal_components
 from consilience.studies.quasar_trends import CIV, HBETA, equivalent_width, half_width
 from consilience.studies.quasars_sdss import Settings, _hidden, _normalised
+from consilience.studies.rat import _stretches
+from consilience.studies.read_outs import ReadOut, explained
 from consilience.studies.regressions import luminosity_line, ridge
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data"
@@ -245,3 +248,54 @@ def test_results_are_flat_finite_json(tmp_path):
 @pytest.mark.parametrize("quick", [False, True])
 def test_every_study_has_fit_settings(name, quick):
     assert runner.configuration(name, quick=quick).study
+
+
+def test_neural_sim(tmp_path):
+    numbers, _ = ran(tmp_path, "neural-sim")
+    assert {"r2_own_shared", "r2_own_private_spikes", "r2_own_private_images", "r2_leak_max"} <= set(numbers)
+    assert {"r2_linear_shared", "length_scale_error_max", "r2_rates", "image_mse_fraction"} <= set(numbers)
+    assert numbers["seconds"] > 0 and 0 < numbers["image_mse_fraction"] < 3
+    for name in ("trajectories", "rates", "images"):
+        assert (tmp_path / f"{name}.png").is_file()
+
+
+def test_fly(tmp_path):
+    numbers, _ = ran(tmp_path, "fly", "--data", real("fly_heading_circuit"))
+    # decoders that are not trained by steps see the bump at once; chance is 90 degrees
+    assert numbers["heading_error_deg_ridge"] < 60 and numbers["heading_error_deg_bump"] < 60
+    assert 0 < numbers["heading_error_deg"] < 120
+    assert numbers["trials"] == 102 and numbers["flies"] == 19
+
+
+def test_rat(tmp_path):
+    numbers, _ = ran(tmp_path, "rat", "--data", real("rat_linear_track"))
+    assert numbers["position_error_px_ridge"] < numbers["position_error_px_mean"]
+    assert numbers["units"] == 31 and numbers["runs"] > 40
+    assert numbers["bits_per_spike_place_fields"] > 0.2
+
+
+def test_runs_are_parted_by_pauses():
+    flags = np.array([0, 1, 1, 0, 1, 0, 0, 0, 1, 1], bool)
+    assert _stretches(flags, 2) == [(1, 5), (8, 10)]
+    assert _stretches(flags, 1) == [(1, 3), (4, 5), (8, 10)]
+
+
+def test_headings_are_scored_after_the_stretch_that_aligns_them():
+    rng = np.random.default_rng(0)
+    heading = rng.uniform(-np.pi, np.pi, size=(3, 4, 50))
+    assert heading_error(heading, heading - 1.7) == pytest.approx(np.zeros(3), abs=1e-9)
+    turned = heading.copy()
+    turned[1, 1:] += np.pi / 2  # after the first stretch
+    assert heading_error(heading, turned) == pytest.approx([0, 90, 0])
+    assert heading_error(heading, rng.permuted(heading, axis=2))[0] == pytest.approx(90, abs=15)
+
+
+def test_a_read_out_recovers_a_curve_and_not_more():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, 50))
+    quantity = np.abs(x) + 0.1 * rng.normal(size=x.shape)
+    curved, straight = ReadOut.fit(x[:30], quantity[:30]), ReadOut.fit(x[:30], quantity[:30], linear=True)
+    assert explained(quantity[30:], curved(x[30:])) > 0.95
+    assert explained(quantity[30:], straight(x[30:])) < 0.05
+    other = rng.normal(size=x.shape)
+    assert explained(quantity[30:], ReadOut.fit(other[:30], quantity[:30])(other[30:])) < 0.02

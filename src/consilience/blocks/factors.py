@@ -7,12 +7,14 @@ Given any subset of seen cells the posterior of z is Gaussian with precision
 :math:`I + \sum_{d\ \mathrm{seen}} w_d w_d^\top / (\psi_d + s_{nd}^2)`: a product of one expert per cell.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from consilience.blocks.products import product
 
-__all__ = ["FactorPosterior", "fit_factors"]
+__all__ = ["FactorPosterior", "canonical_scores", "fit_factors", "fit_loadings"]
 
 FLOOR = 1e-4  # smallest noise variance in model units
 
@@ -90,6 +92,44 @@ def fit_factors(value: Tensor, known: Tensor, seen: Tensor, *, factors: int, ite
         loadings = loadings @ torch.linalg.cholesky(second.mean(0))
     like = value.dtype
     return FactorPosterior(loadings.to(like), offset.to(like), noise.to(like))
+
+
+def canonical_scores(scores: Sequence[Tensor], size: int) -> Tensor:
+    r"""What several views have most in common: scores (N, size) of unit mean square.
+
+    The leading left singular vectors of the orthonormal bases of all views side by side, that is, those s that maximise
+    the sum over views of the share of s that the view explains.
+
+    Arguments:
+        scores: One (N, K_m) per view.
+        size: At most the sum of the K_m.
+
+    References:
+        Canonical analysis of several sets of variables (Kettenring, 1971), its MAXVAR form.
+
+    Example:
+        >>> common = torch.tensor([[1.0], [-1.0], [0.5], [-0.5]])
+        >>> other = torch.tensor([[1.0], [1.0], [-1.0], [-1.0]])
+        >>> found = canonical_scores([torch.cat([common, other], 1), common], 1)
+        >>> torch.allclose(found.abs() / found.abs().max(), common.abs())
+        True
+    """
+    bases = []
+    for one in scores:
+        left, singular, _ = torch.linalg.svd(one - one.mean(0), full_matrices=False)
+        bases.append(left[:, singular > 1e-6 * singular.amax().clamp_min(1e-12)])
+    left = torch.linalg.svd(torch.cat(bases, 1), full_matrices=False)[0]
+    found = left.new_zeros(len(left), size)
+    found[:, : left.shape[1]] = left[:, :size]
+    return found * len(left) ** 0.5
+
+
+def fit_loadings(scores: Tensor, centred: Tensor, weight: Tensor) -> Tensor:
+    """Loadings (D, Q) of known scores (N, Q) with a standard normal prior, from values and precisions (N, D)."""
+    second = (scores[:, :, None] * scores[:, None, :]).flatten(1)
+    gram = (weight.mT @ second).unflatten(1, (scores.shape[1], scores.shape[1]))
+    identity = torch.eye(scores.shape[1], dtype=scores.dtype, device=scores.device)
+    return torch.linalg.solve(gram + identity, ((weight * centred).mT @ scores)[..., None])[..., 0]
 
 
 def _posterior(loadings: Tensor, weight: Tensor, centred: Tensor) -> tuple[Tensor, Tensor]:

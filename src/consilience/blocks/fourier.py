@@ -15,9 +15,11 @@ References:
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +28,7 @@ from consilience.blocks.products import fill_up
 from consilience.data.schema import nearest
 from consilience.errors import SchemaError
 
-__all__ = ["SPECTRA", "FourierPrior", "Spectrum", "fourier_basis"]
+__all__ = ["SPECTRA", "AbstractTrajectoryPrior", "FourierPrior", "Scales", "Spectrum", "TimePrior", "fourier_basis"]
 
 
 def fourier_basis(bins: int, circle: int) -> tuple[Tensor, Tensor]:
@@ -86,6 +88,17 @@ def _matern(omega: Tensor, length: Tensor, order: int) -> Tensor:
     return found.clamp_min(0)
 
 
+def _periodic(omega: Tensor, length: Tensor, period: int, circle: int) -> Tensor:
+    r""":math:`\exp(-2 \sin^2(\pi \tau / p) / w^2)` with :math:`w = 2 \pi \ell / p`, which is an RBF at short lags.
+
+    Its transform over a circle of whole periods: zero but at multiples of the period's frequency.
+    """
+    lag = torch.arange(circle).to(omega)
+    angle = math.pi * torch.remainder(lag, period) / period
+    kernel = torch.exp(-2 * (angle.sin() * period / (2 * math.pi * length)).square())
+    return (kernel @ torch.cos(lag[:, None] * omega)).clamp_min(0)
+
+
 def _white(omega: Tensor, length: Tensor) -> Tensor:
     return torch.ones_like(omega * length)
 
@@ -97,6 +110,24 @@ SPECTRA = {
     "matern52": Spectrum(partial(_matern, order=2), 5.0),
     "white": Spectrum(_white, 0.0),
 }
+PERIODIC = "periodic"  # its transform depends on the circle
+KERNELS = {  # of r = lag / length scale
+    "rbf": lambda r: torch.exp(-0.5 * r.square()),
+    "matern12": lambda r: torch.exp(-r),
+    "matern32": lambda r: (1 + 3**0.5 * r) * torch.exp(-(3**0.5) * r),
+    "matern52": lambda r: (1 + 5**0.5 * r + 5 / 3 * r.square()) * torch.exp(-(5**0.5) * r),
+}
+FREEDOM = 4.0
+JITTER = 1e-6  # of the prior variance, on the diagonal of a smooth kernel's matrix in time
+
+
+class Scales(TypedDict):
+    """Length scales and variances of processes; see :class:`AbstractTrajectoryPrior`."""
+
+    length: Tensor
+    shortest: float
+    longest: float
+    variance: Tensor
 
 
 def _needed(spectrum: Tensor, prune: float) -> Tensor:
@@ -104,56 +135,33 @@ def _needed(spectrum: Tensor, prune: float) -> Tensor:
     return (spectrum >= prune * spectrum.amax(-1, keepdim=True)).any(0)
 
 
-class FourierPrior(nn.Module):
-    r"""L independent stationary processes of T bins, each the image of F standard normal coordinates.
+class AbstractTrajectoryPrior(nn.Module, ABC):
+    r"""L independent stationary processes of T bins, z = Φ v with v standard normal, of learned ℓ and ρ.
 
     Arguments:
-        kernels: One of ``SPECTRA`` per latent.
-        bins: T, of the longest trial.
         length: Length scales at first, in bins, shape (L,).
-        shortest: Least length scale that may be learned; decides which frequencies are kept.
-        longest: Greatest one; decides how much longer than a trial the circle is.
-        variance: Prior variances ρ at first, shape (L,).
-        prune: Frequencies are left out whose variance is below this part of the largest, for good where it is at the
-            shortest length scale.
+        shortest: Least length scale that may be learned.
+        longest: Greatest one.
+        variance: Prior variances ρ at first, shape (L,); learned within a factor of ``FREEDOM``, as decoders may always
+            stretch a latent.
 
     Raises:
-        SchemaError: an unknown kernel, or length scales out of order.
+        SchemaError: length scales out of order.
     """
 
-    basis: Tensor  # B, shape (T, F), float64
-    omega: Tensor  # shape (F,), float64
+    middle: Tensor  # log ρ at first, shape (L,)
 
-    def __init__(
-        self,
-        kernels: Sequence[str],
-        bins: int,
-        length: Tensor,
-        *,
-        shortest: float,
-        longest: float,
-        variance: Tensor,
-        prune: float = 1e-6,
-    ) -> None:
+    def __init__(self, length: Tensor, *, shortest: float, longest: float, variance: Tensor) -> None:
         super().__init__()
-        for name in kernels:
-            if name not in SPECTRA:
-                raise SchemaError(f"Expected a kernel among {sorted(SPECTRA)}; got {name!r}.{nearest(name, SPECTRA)}")
         if not (0 < shortest < longest and bool(((shortest < length) & (length < longest)).all())):
             raise SchemaError(
                 f"Expected 0 < shortest < length scales < longest, in bins; got {shortest:g}, {length.tolist()}, "
                 f"{longest:g}."
             )
-        self.kernels = tuple(kernels)
         self.shortest, self.longest = shortest, longest
-        margin = max(SPECTRA[name].margin for name in kernels)
-        basis, omega = fourier_basis(bins, bins + math.ceil(margin * longest))
-        self.prune = prune
-        kept = _needed(self._densities(omega, torch.full((len(kernels), 1), shortest).double()), prune)
-        self.register_buffer("basis", basis[:, kept])
-        self.register_buffer("omega", omega[kept])
         self.position = nn.Parameter(torch.logit(torch.log(length / shortest) / math.log(longest / shortest)))
-        self.log_variance = nn.Parameter(variance.log())
+        self.register_buffer("middle", variance.log())
+        self.stretch = nn.Parameter(torch.zeros_like(variance))
 
     @property
     def length(self) -> Tensor:
@@ -163,14 +171,63 @@ class FourierPrior(nn.Module):
     @property
     def variance(self) -> Tensor:
         """Prior variances ρ, shape (L,)."""
-        return self.log_variance.exp()
+        return (self.middle + math.log(FREEDOM) * torch.tanh(self.stretch)).exp()
+
+    @abstractmethod
+    def root(self) -> Tensor:
+        """Φ, whose product with its transpose is the covariance of each latent, shape (L, T, F)."""
+
+
+class FourierPrior(AbstractTrajectoryPrior):
+    r"""Processes in the Fourier coordinates of a circle, of which few are kept where they are smooth.
+
+    Arguments:
+        kernels: One of ``SPECTRA`` per latent, or ``"periodic"``.
+        bins: T, of the longest trial.
+        length: Length scales at first, in bins, shape (L,).
+        shortest: Least length scale that may be learned; decides which frequencies are kept.
+        longest: Greatest one; decides how much longer than a trial the circle is.
+        variance: Prior variances ρ at first, shape (L,).
+        prune: Frequencies are left out whose variance is below this part of the largest, for good where it is at the
+            shortest length scale.
+        period: Bins after which a periodic latent returns; the circle is then a whole number of them.
+
+    Raises:
+        SchemaError: an unknown kernel, length scales out of order, or no period for a periodic kernel.
+    """
+
+    basis: Tensor  # B, shape (T, F), float64
+    omega: Tensor  # shape (F,), float64
+
+    def __init__(
+        self,
+        kernels: Sequence[str],
+        bins: int,
+        *,
+        prune: float = 1e-6,
+        period: int | None = None,
+        **scales: Unpack[Scales],
+    ) -> None:
+        super().__init__(**scales)
+        _check(kernels, period)
+        margin = max(SPECTRA[name].margin if name in SPECTRA else 0.0 for name in kernels)
+        circle = bins + math.ceil(margin * self.longest)
+        if PERIODIC in kernels:
+            circle += -circle % (period or 1)
+        own = partial(_periodic, period=period or 1, circle=circle)
+        self.functions = [SPECTRA[name].density if name in SPECTRA else own for name in kernels]
+        basis, omega = fourier_basis(bins, circle)
+        self.prune = prune
+        kept = _needed(self._densities(omega, torch.full((len(kernels), 1), self.shortest).double()), prune)
+        self.register_buffer("basis", basis[:, kept])
+        self.register_buffer("omega", omega[kept])
 
     def spectrum(self) -> Tensor:
         """Prior variances of the Fourier coordinates ρ S(ω_f), shape (L, F), float64."""
         return self.variance.double()[:, None] * self._densities(self.omega, self.length.double()[:, None])
 
     def root(self) -> Tensor:
-        """Φ, whose product with its transpose is the covariance of each latent, shape (L, T, F).
+        """Φ, shape (L, T, F).
 
         F counts the frequencies that some latent needs at its present length scale, filled up with zeros to a size
         at which the bits of one trial's posterior do not depend on the trials beside it.
@@ -181,5 +238,44 @@ class FourierPrior(nn.Module):
         return fill_up(root).to(self.position.dtype)
 
     def _densities(self, omega: Tensor, length: Tensor) -> Tensor:
-        rows = [SPECTRA[name].density(omega, length[k : k + 1]) for k, name in enumerate(self.kernels)]
+        rows = [function(omega, length[k : k + 1]) for k, function in enumerate(self.functions)]
         return torch.cat(rows).expand(-1, len(omega))
+
+
+class TimePrior(AbstractTrajectoryPrior):
+    r"""The same processes in time: Φ is the Cholesky factor of the dense covariance, one coordinate per bin.
+
+    Arguments:
+        kernels: One of ``KERNELS`` per latent.
+        bins: T.
+        scales: As for :class:`AbstractTrajectoryPrior`.
+
+    Raises:
+        SchemaError: an unknown kernel, or length scales out of order.
+    """
+
+    lag: Tensor  # shape (T, T), float64
+
+    def __init__(self, kernels: Sequence[str], bins: int, **scales: Unpack[Scales]) -> None:
+        super().__init__(**scales)
+        for name in kernels:
+            if name not in KERNELS:
+                raise SchemaError(f"Expected a kernel among {sorted(KERNELS)} in time; got {name!r}. Use Fourier's.")
+        self.kernels = tuple(kernels)
+        time = torch.arange(bins).double()
+        self.register_buffer("lag", (time[:, None] - time).abs())
+
+    def root(self) -> Tensor:
+        length = self.length.double()
+        kernel = torch.stack([KERNELS[name](self.lag / length[k]) for k, name in enumerate(self.kernels)])
+        factor = torch.linalg.cholesky(kernel + JITTER * torch.eye(len(self.lag)).to(kernel))
+        return fill_up(self.variance.double().sqrt()[:, None, None] * factor).to(self.position.dtype)
+
+
+def _check(kernels: Sequence[str], period: int | None) -> None:
+    known = {*SPECTRA, PERIODIC}
+    for name in kernels:
+        if name not in known:
+            raise SchemaError(f"Expected a kernel among {sorted(known)}; got {name!r}.{nearest(name, known)}")
+    if PERIODIC in kernels and (period is None or period < 2):
+        raise SchemaError(f"Expected a period of at least 2 bins for the periodic kernel; got {period}.")

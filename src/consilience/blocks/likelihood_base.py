@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from consilience.blocks.noise import Noise
 from consilience.data.observations import Modality
+from consilience.errors import RequestError
 
-__all__ = ["FLOOR", "AbstractLikelihood", "known_variance"]
+__all__ = ["FLOOR", "AbstractLikelihood", "inside", "known_variance"]
 
 FLOOR = 1e-6  # smallest learned variance, in squared model units
 
@@ -40,6 +41,10 @@ class AbstractLikelihood(nn.Module, ABC):
     @abstractmethod
     def pseudo(self, part: Modality) -> tuple[Tensor, Tensor]:
         """A Gaussian look-alike of the data on the scale of f: value and known variance, each (B, D · functions)."""
+
+    def expectation(self, f: Tensor) -> Tensor:
+        """E[x | f] of each cell, per unit of exposure, shape (S, B, D)."""
+        raise RequestError(f"Expected a likelihood whose mean is a number; got {type(self).__name__}. Use draws.")
 
     def conjugate(self, part: Modality) -> bool:
         """Whether the slopes do not depend on the variance of f, so that one natural step of rate 1 is the optimum."""
@@ -73,3 +78,8 @@ class AbstractLikelihood(nn.Module, ABC):
 def known_variance(part: Modality) -> Tensor:
     """s² of each cell, zero without error bars, shape (B, D)."""
     return torch.zeros_like(part.value) if part.sigma is None else part.sigma.square()
+
+
+def inside(u: Tensor) -> Tensor:
+    """Uniforms off the two ends, where quantile functions are infinite."""
+    return u.clamp(1e-12, 1 - 1e-12) if u.dtype == torch.float64 else u.clamp(1e-7, 1 - 1e-7)

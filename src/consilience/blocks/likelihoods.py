@@ -7,7 +7,8 @@ import scipy.stats
 import torch
 from torch import Tensor, nn
 
-from consilience.blocks.likelihood_base import FLOOR, AbstractLikelihood, known_variance
+from consilience.blocks.counts import NegativeBinomial, Poisson
+from consilience.blocks.likelihood_base import FLOOR, AbstractLikelihood, inside, known_variance
 from consilience.blocks.noise import Noise
 from consilience.blocks.quadrature import average, log_average, nodes
 from consilience.blocks.scatter import Heteroscedastic
@@ -19,7 +20,6 @@ __all__ = [
     "Bernoulli",
     "Categorical",
     "Gaussian",
-    "Poisson",
     "StudentT",
     "build_likelihood",
 ]
@@ -37,6 +37,9 @@ class _Noisy(AbstractLikelihood, ABC):
     def learned(self) -> Tensor:
         """Learned variance σ_d² of each cell, shape (D,)."""
         return self.log_noise.exp() + FLOOR
+
+    def expectation(self, f: Tensor) -> Tensor:
+        return f
 
     def total(self, part: Modality) -> Tensor:
         """Learned plus known variance σ_d² + s_nd², shape (B, D)."""
@@ -127,37 +130,8 @@ class StudentT(_Noisy):
     def draw(self, mean: Tensor, variance: Tensor, noise: Noise, name: str) -> Tensor:
         f = mean + variance.sqrt() * noise.normal(f"function/{name}", len(mean), mean.shape[2:])
         u = noise.uniform(f"value/{name}", len(mean), mean.shape[2:])
-        t = scipy.stats.t.ppf(_open(u).double().cpu().numpy(), self.freedom().detach().double().cpu().numpy())
+        t = scipy.stats.t.ppf(inside(u).double().cpu().numpy(), self.freedom().detach().double().cpu().numpy())
         return f + self.learned().sqrt() * torch.as_tensor(t).to(f)
-
-
-class Poisson(AbstractLikelihood):
-    r"""Counts with log-rate f and exposure e: :math:`E = x(\mu + \log e) - e\,e^{\mu + v/2} - \log x!`."""
-
-    def __init__(self, cells: int) -> None:
-        super().__init__()
-        self.cells = cells
-
-    def expected(self, part: Modality, mean: Tensor, variance: Tensor) -> Tensor:
-        log_e = _log_exposure(part)
-        value = part.value * (mean + log_e) - torch.exp(mean + log_e + 0.5 * variance) - torch.lgamma(part.value + 1)
-        return torch.where(part.seen, value, 0.0)
-
-    def log_predictive(self, part: Modality, mean: Tensor, variance: Tensor) -> Tensor:
-        log_rate = nodes(mean, variance) + _log_exposure(part)
-        value = part.value * log_rate - log_rate.exp() - torch.lgamma(part.value + 1)
-        return torch.where(part.seen, log_average(value), 0.0)
-
-    def draw(self, mean: Tensor, variance: Tensor, noise: Noise, name: str) -> Tensor:
-        f = mean + variance.sqrt() * noise.normal(f"function/{name}", len(mean), mean.shape[2:])
-        u = noise.uniform(f"value/{name}", len(mean), mean.shape[2:])
-        rate = f.exp().clamp_max(1e9).double().cpu().numpy()
-        return torch.as_tensor(scipy.stats.poisson.ppf(_open(u).double().cpu().numpy(), rate)).to(f)
-
-    def pseudo(self, part: Modality) -> tuple[Tensor, Tensor]:
-        # log of the smoothed rate, whose variance is about 1 / count
-        rate = (part.value + 0.5) / _log_exposure(part).exp()
-        return torch.where(part.seen, rate.log(), 0.0), 1 / (part.value + 0.5)
 
 
 class Bernoulli(AbstractLikelihood):
@@ -179,6 +153,9 @@ class Bernoulli(AbstractLikelihood):
         f = mean + variance.sqrt() * noise.normal(f"function/{name}", len(mean), mean.shape[2:])
         return (noise.uniform(f"value/{name}", len(mean), mean.shape[2:]) < torch.sigmoid(f)).to(f)
 
+    def expectation(self, f: Tensor) -> Tensor:
+        return torch.sigmoid(f)
+
     def pseudo(self, part: Modality) -> tuple[Tensor, Tensor]:
         return torch.where(part.seen, 4 * part.value - 2, 0.0), torch.full_like(part.value, 4.0)
 
@@ -197,7 +174,7 @@ class Categorical(AbstractLikelihood):
         super().__init__()
         self.cells, self.functions = cells, classes
         uniform = torch.quasirandom.SobolEngine(min(classes, 1000), scramble=True, seed=0).draw(64).double()
-        self.register_buffer("nodes", torch.special.ndtri(_open(uniform)).float(), persistent=False)
+        self.register_buffer("nodes", torch.special.ndtri(inside(uniform)).float(), persistent=False)
 
     def _split(self, array: Tensor) -> Tensor:
         return array.unflatten(-1, (self.cells, self.functions))
@@ -235,16 +212,17 @@ def build_likelihood(name: str | None, spec: ModalitySpec) -> AbstractLikelihood
         SchemaError: an unknown name, or a likelihood that does not fit the kind of the modality.
     """
     default = {"count": "poisson", "binary": "bernoulli", "category": "categorical"}.get(spec.kind, "gaussian")
-    fits = {"gaussian", "heteroscedastic", "student"} if default == "gaussian" else {default}
+    kinds = {"gaussian": ("gaussian", "heteroscedastic", "student"), "poisson": ("negative-binomial", "poisson")}
+    fits = kinds.get(default, (default,))
     name = name or default
     if name not in fits:
         raise SchemaError(
-            f"Expected a likelihood among {sorted(fits)} for the {spec.kind} '{spec.name}'; got {name!r}."
+            f"Expected a likelihood among {list(fits)} for the {spec.kind} '{spec.name}'; got {name!r}."
         )
     if name == "categorical":
         return Categorical(spec.size, spec.classes)
     makers = {"gaussian": Gaussian, "heteroscedastic": Heteroscedastic, "student": StudentT}
-    makers |= {"poisson": Poisson, "bernoulli": Bernoulli}
+    makers |= {"poisson": Poisson, "negative-binomial": NegativeBinomial, "bernoulli": Bernoulli}
     return makers[name](spec.size)
 
 
@@ -254,11 +232,3 @@ def _has_limits(part: Modality) -> bool:
 
 def _sign(part: Modality) -> Tensor:
     return torch.where(part.state == State.ABOVE, -1.0, 1.0).to(part.value.dtype)
-
-
-def _log_exposure(part: Modality) -> Tensor:
-    return torch.zeros_like(part.value) if part.exposure is None else part.exposure.log()
-
-
-def _open(u: Tensor) -> Tensor:
-    return u.clamp(1e-12, 1 - 1e-12) if u.dtype == torch.float64 else u.clamp(1e-7, 1 - 1e-7)

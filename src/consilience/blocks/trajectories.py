@@ -37,6 +37,14 @@ class Sites:
     def __add__(self, other: "Sites") -> "Sites":
         return Sites(self.shift + other.shift, self.precision + other.precision)
 
+    def __sub__(self, other: "Sites") -> "Sites":
+        return Sites(self.shift - other.shift, self.precision - other.precision)
+
+    def expected(self, mean: Tensor, covariance: Tensor) -> Tensor:
+        """Mean of the factors' logarithm over Gaussians (B, T, L) and (B, T, L, L), shape (B,)."""
+        square = covariance + mean[..., :, None] * mean[..., None, :]
+        return (self.shift * mean).flatten(1).sum(-1) - 0.5 * (self.precision * square).flatten(1).sum(-1)
+
     def towards(self, other: "Sites", rate: Tensor) -> "Sites":
         """A part ``rate`` (B,) of the way to others."""
         rate = rate[:, None, None]
@@ -138,6 +146,13 @@ class Updated(AbstractTrajectories):
 
     def divergence(self) -> Tensor:
         return self.coordinates.divergence()
+
+    def log_ratio(self, w: Tensor) -> Tensor:
+        """Log of q(w) over the standard normal that it was, at coordinates (S, B, K), shape (S, B)."""
+        centred = (w - self.coordinates.mean)[..., None]
+        white = torch.linalg.solve_triangular(self.factor, centred, upper=False)[..., 0]
+        scale = self.factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return 0.5 * (w.square() - white.square()).sum(-1) - scale
 
     def log_normaliser(self) -> Tensor:
         """Log of the mean of the sites over the Gaussian before them, relative to their value at μ, shape (B,)."""

@@ -106,7 +106,9 @@ class Samples:
         variables, coords = {}, {"object": self.ids, "draw": np.arange(len(self)), "chain": [0]}
         for spec in self.schema.modalities:
             dims = _event_dims(spec)
-            if len(dims) == 1 and (spec.cells or spec.grid):
+            if spec.time:
+                coords[dims[0]] = (dims[0], spec.time.centres(spec.shape[0]), {"units": spec.time.unit})
+            elif len(dims) == 1 and (spec.cells or spec.grid):
                 coords[dims[0]] = [c.name for c in spec.cells] if spec.cells else spec.grid.centres()  # type: ignore[union-attr]
             attributes = {"units": spec.unit, "ucd": spec.ucd}
             if spec.cells:
@@ -183,8 +185,8 @@ class Predictive:
 
 
 def _event_dims(spec: ModalitySpec) -> list[str]:
-    if not spec.shape:
-        return []
+    if spec.time:
+        return [f"{spec.name}_time", *(f"{spec.name}_{axis}" for axis in range(1, len(spec.shape)))]
     if len(spec.shape) == 1:
         return [f"{spec.name}_{spec.axis or (spec.grid.name if spec.grid else 'cell')}"]
     return [f"{spec.name}_{axis}" for axis in range(len(spec.shape))]

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from consilience.errors import RequestError, SchemaError
 from consilience.typing import FloatArray, PathOrStr
 
-__all__ = ["Cell", "Frozen", "Grid", "ModalitySpec", "Schema", "nearest", "validated"]
+__all__ = ["Cell", "Frozen", "Grid", "ModalitySpec", "Schema", "TimeBins", "nearest", "validated"]
 
 Kind = Literal["real", "positive", "count", "binary", "category"]
 Scale = Literal["standard", "robust", "asinh", "log", "none"]
@@ -81,6 +81,23 @@ class Grid(Frozen):
         return np.exp(edges) if self.spacing == "log" else edges
 
 
+class TimeBins(Frozen):
+    """Equal bins of time along the first event axis. Trials are rows of the table, so the trial's id is the row's.
+
+    Example:
+        >>> TimeBins(width=0.02, unit="s").centres(3).tolist()
+        [0.01, 0.03, 0.05]
+    """
+
+    width: float = Field(gt=0)
+    unit: str = "s"
+    start: float = 0.0  # where the first bin begins
+
+    def centres(self, bins: int) -> FloatArray:
+        """Middles of this many bins, in ``unit``, to twelve digits."""
+        return np.round(self.start + self.width * (np.arange(bins) + 0.5), 12)
+
+
 class ModalitySpec(Frozen):
     """One named kind of observation: event shape, kind of number, unit, UCD and where a file keeps it.
 
@@ -102,6 +119,7 @@ class ModalitySpec(Frozen):
     unit: str = ""
     ucd: str = ""
     grid: Grid | None = None
+    time: TimeBins | None = None  # of the first event axis
     axis: str = ""  # name of the event axis; the grid's name by default
     classes: int = 0  # number of categories, for kind="category"
     scale: Scale | None = None  # None: "standard" for real, "log" for positive, "none" otherwise
@@ -132,6 +150,10 @@ class ModalitySpec(Frozen):
             raise ValueError(f"Expected shape ({len(self.cells)},) for the cells of '{self.name}'; got {self.shape}.")
         if self.grid and self.shape[-1:] != (self.grid.size,):
             raise ValueError(f"Expected last axis {self.grid.size} (grid) for '{self.name}'; got {self.shape}.")
+        if self.time and not self.shape:
+            raise ValueError(f"Expected an event axis for the time bins of '{self.name}'; got a single number.")
+        if self.time and self.grid and len(self.shape) == 1:
+            raise ValueError(f"Expected time or a grid along the one axis of '{self.name}'; got both. Keep one.")
         if self.kind == "category" and self.classes < 2:
             raise ValueError(f"Expected classes >= 2 for the category '{self.name}'; got {self.classes}.")
         if self.sigma and self.ivar:
@@ -159,6 +181,8 @@ class ModalitySpec(Frozen):
             return [cell.name for cell in self.cells]
         if self.grid and len(self.shape) == 1:
             return [f"{self.name}[{value:g}]" for value in self.grid.centres()]
+        if self.time and len(self.shape) == 1:
+            return [f"{self.name}[{value:g}]" for value in self.time.centres(self.size)]
         if self.size == 1:
             return [self.name]
         return [f"{self.name}[{','.join(map(str, index))}]" for index in np.ndindex(*self.shape)]
@@ -194,7 +218,8 @@ class Schema(Frozen):
         if len(set(names)) != len(names):
             raise ValueError(f"Expected distinct modality names; got {names}.")
         for spec in self.modalities:
-            for unit in {*spec.cell_units(), spec.grid.unit if spec.grid else ""}:
+            axes = {axis.unit for axis in (spec.grid, spec.time) if axis}
+            for unit in {*spec.cell_units(), *axes}:
                 _check_unit(unit, spec.name)
         return self
 
@@ -265,7 +290,7 @@ def _explain(cls: type[BaseModel], error: ValidationError) -> str:
 
 def _keys(cls: type[BaseModel]) -> set[str]:
     keys = set(cls.model_fields)
-    for other in (Cell, Grid, ModalitySpec) if cls is Schema else ():
+    for other in (Cell, Grid, TimeBins, ModalitySpec) if cls is Schema else ():
         keys |= set(other.model_fields)
     return keys
 

@@ -26,6 +26,7 @@ READERS = {  # suffix -> function of a path that returns a RawTable
     ".fits.gz": "consilience.io.fits:read_fits",
 }
 UNTYPED = (".csv",)
+EVENTS = {".nwb": "consilience.io.nwb:read_nwb"}  # suffix -> function of a path and a schema
 WRITERS = {  # suffix -> function of observations or draws and a path
     ".parquet": "consilience.io.tables:write_parquet",
     ".csv": "consilience.io.tables:write_csv",
@@ -41,7 +42,7 @@ def read(path: PathOrStr | Sequence[PathOrStr], schema: "Schema | PathOrStr | No
     A file that :func:`write` made carries its schema (CSV does not). Any other needs one.
 
     Arguments:
-        path: Parquet, CSV, ECSV, NPZ or FITS.
+        path: Parquet, CSV, ECSV, NPZ, FITS, or NWB, whose trials are binned as the schema says.
         schema: What the columns mean, or the path of a TOML or JSON file that says so.
 
     Raises:
@@ -64,6 +65,10 @@ def read(path: PathOrStr | Sequence[PathOrStr], schema: "Schema | PathOrStr | No
     from consilience.io.meaning import observations_of
 
     meaning = schema if schema is None or isinstance(schema, Schema) else Schema.read(schema)
+    if isinstance(path, str | Path) and Path(path).suffix.lower() in EVENTS:
+        if meaning is None:
+            raise SchemaError(f"Expected a schema for {path}, whose events it bins; got none. Give `schema`.")
+        return _named(EVENTS, path)(path, meaning)
     text = () if meaning is None else (meaning.id, *([meaning.group] if meaning.group else []))
     table = read_table(path, text=text)
     meaning = meaning or table.schema

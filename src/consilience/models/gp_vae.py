@@ -1,12 +1,16 @@
-r"""Gaussian-process factor analysis of several modalities over time: shared and private dynamics.
+r"""Gaussian-process variational autoencoder of several modalities over time: shared and private dynamics.
 
 .. math::
-    z_k \sim GP(0, \rho_k k_{\ell_k}), \qquad f^{(m)}_t = C^{(m)} z_{t} + d^{(m)}, \qquad
+    z_k \sim GP(0, \rho_k k_{\ell_k}), \qquad
+    f^{(m)}_t = C^{(m)} z_t + d^{(m)} \ \text{or}\ g_m(z_t), \qquad
     x^{(m)}_{td} \mid f \sim p_m\bigl(x \mid f^{(m)}_{td},\ s_{td}\bigr)
 
-Every modality reads the shared latents and its own private ones. Latents are inferred in Fourier coordinates
-(``blocks/fourier.py``). Gaussian observations have exact sites, so that q is the posterior and the bound the evidence;
-the sites of counts and flags are moved to the optimum of the bound by natural-gradient steps, per trial.
+Every modality reads the shared latents and its own private ones, linearly or through a network g. Latents are inferred
+in Fourier coordinates (``blocks/fourier.py``) from sites, Gaussian factors of the latents of each bin that multiply:
+
+- linear Gaussian cells have exact sites; if there are no others q is the posterior and the bound the evidence;
+- those of linear counts and flags are moved to the optimum of the bound by natural-gradient steps, per trial;
+- those of cells with a deep decoder are read from them by an encoder, trained with it.
 
 .. math::
     \log p(x) \ge \sum_{m,t,d\ \mathrm{seen}} E_{q(z_t)} \log p(x^{(m)}_{td} \mid f) - KL(q(z) \| p(z))
@@ -17,34 +21,38 @@ References:
     | Conjugate-computation variational inference (Khan & Lin, 2017)
 """
 
-from collections.abc import Mapping
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
-import numpy as np
 import torch
 from pydantic import Field, NonNegativeInt
 from torch import Tensor, nn
 
-from consilience.blocks.fourier import FourierPrior
+from consilience.blocks.fourier import AbstractTrajectoryPrior, FourierPrior, Scales, TimePrior
 from consilience.blocks.likelihood_base import AbstractLikelihood
 from consilience.blocks.likelihoods import build_likelihood
+from consilience.blocks.networks import SiteEncoder, WaveDecoder
 from consilience.blocks.trajectories import Sites, Trajectories, infer_trajectories
 from consilience.data.masking import Policy
 from consilience.data.observations import Modality, Observations, State
 from consilience.data.schema import ModalitySpec, Schema
 from consilience.errors import DataError, SchemaError
 from consilience.models.base import AbstractFamily, AbstractModel, Group, PerObject, Term, slot
-from consilience.models.starts import linear_start
-from consilience.models.trajectory import BinCells, TrajectoryConditional, optimal_sites
+from consilience.models.bins import AbstractBins, DeepBins, LinearBins, trajectory_sites
+from consilience.models.common_start import common_start
+from consilience.models.trajectory import TrajectoryConditional
 
 __all__ = ["GPVAE"]
 
+Likelihood = Literal["gaussian", "poisson", "negative-binomial", "bernoulli"]
+KINDS = {"weights": "loadings", "offsets": "loadings"}  # other groups of parameters are called as their module
+# networks want smaller steps than loadings and noise; length scales wait for them, or would follow their first attempts
+SLOWER = {"decoders": 0.2, "encoders": 0.2, "prior": 0.1}
 STARTING = 4000  # bins that the start looks at, about
 
 
 class GPVAE(AbstractFamily):
-    """Configuration of linear decoders of latent trajectories; time is the first event axis of every modality.
+    """Configuration of decoders of latent trajectories; time is the first event axis of every modality.
 
     Example:
         >>> GPVAE(shared=2, private={"spikes": 1}).length
@@ -54,24 +62,35 @@ class GPVAE(AbstractFamily):
     family: Literal["GPVAE"] = "GPVAE"
     shared: NonNegativeInt = 1  # latents that every modality reads
     private: dict[str, NonNegativeInt] = {}  # further latents that only this modality reads
-    kernel: Literal["rbf", "matern12", "matern32", "matern52", "white"] = "rbf"  # white: no dynamics
+    kernel: Literal["rbf", "matern12", "matern32", "matern52", "periodic", "white"] = "rbf"  # white: no dynamics
+    period: int | None = Field(default=None, ge=2)  # bins, of the periodic kernel
     length: float = Field(default=10.0, gt=0)  # length scale at first, in bins
     shortest: float | None = Field(default=None, gt=0)  # least length scale, in bins; a third of ``length`` by default
     longest: float | None = Field(default=None, gt=0)  # greatest length scale; twice ``length`` by default
+    variance: float = Field(default=1.0, gt=0)  # prior variance of every latent at first; learned
+    coordinates: Literal["fourier", "time"] = "fourier"  # of inference; one coordinate per bin in time
+    prune: float = Field(default=1e-6, ge=0, lt=1)  # share of the largest variance below which a frequency is left out
     posterior: Literal["structured", "diagonal"] = "structured"  # diagonal: independent Fourier coordinates
-    likelihoods: dict[str, Literal["gaussian", "poisson", "bernoulli"]] = {}  # by the kind of each modality
+    likelihoods: dict[str, Likelihood] = {}  # by the kind of each modality
+    decoders: dict[str, Literal["linear", "deep"]] = {}  # linear by default
+    hidden: int = Field(default=128, ge=1)  # width of the networks of deep decoders and of their encoders
+    window: int = Field(default=1, ge=1)  # bins that an encoder reads together, odd
     inference_steps: int = Field(default=6, ge=1)  # natural-gradient steps of counts and flags
 
     @property
     def default_policy(self) -> Policy | None:
-        return None  # sites of cells add: no network has to learn what missing ones mean
+        return None  # sites add: a bin or a modality that is missing takes nothing from the others
 
     def build(self, schema: Schema, total: int, seed: int) -> AbstractModel:
-        for name in (*self.private, *self.likelihoods):
+        for name in (*self.private, *self.likelihoods, *self.decoders):
             schema[name]
+        if self.window % 2 == 0:
+            raise SchemaError(f"Expected an odd window, with as many bins before as after; got {self.window}.")
         if self.shared + sum(self.private.values()) == 0:
             raise SchemaError("Expected at least one latent; got shared = 0 and none private. Raise shared.")
-        return _Module(self, schema)
+        with torch.random.fork_rng(devices=[]):  # layers draw from torch's global generator
+            torch.manual_seed(seed)
+            return _Module(self, schema)
 
 
 class _Module(AbstractModel):
@@ -85,8 +104,10 @@ class _Module(AbstractModel):
         self.blocks = {}
         if config.shared:
             self.blocks["shared"] = ModalitySpec(name="shared", shape=(self.bins, config.shared))
+        # linear modalities know the shared latents before a network does, and teach it
+        self.taught = config.shared if any(config.decoders.get(n) != "deep" for n in schema.names) else 0
         columns: dict[str, Tensor] = {}
-        weights, offsets, likelihoods = {}, {}, {}
+        weights, offsets, likelihoods, decoders, encoders = {}, {}, {}, {}, {}
         begin = config.shared
         for spec in schema.modalities:
             own = config.private.get(spec.name, 0)
@@ -97,31 +118,48 @@ class _Module(AbstractModel):
             bin_spec = ModalitySpec(name=spec.name, shape=spec.shape[1:] or (1,), kind=spec.kind)
             key = slot(spec.name)
             likelihoods[key] = build_likelihood(config.likelihoods.get(spec.name), bin_spec)
-            weights[key] = nn.Parameter(torch.zeros(bin_spec.size, len(columns[spec.name])))
-            offsets[key] = nn.Parameter(torch.zeros(bin_spec.size))
+            cells, own = bin_spec.size, len(columns[spec.name])
+            if config.decoders.get(spec.name, "linear") == "deep":
+                decoders[key] = WaveDecoder(own, config.hidden, config.hidden, cells)
+                encoders[key] = SiteEncoder(cells, own, config.hidden, window=config.window, quiet=self.taught)
+            else:
+                weights[key] = nn.Parameter(torch.zeros(cells, own))
+                offsets[key] = nn.Parameter(torch.zeros(cells))
         self.columns: Mapping[str, Tensor] = columns
         self.weights, self.offsets = nn.ParameterDict(weights), nn.ParameterDict(offsets)
         self.likelihoods = nn.ModuleDict(likelihoods)
-        self.prior = FourierPrior(
-            [config.kernel] * self.size,
-            self.bins,
-            torch.full((self.size,), config.length),
-            shortest=config.length / 3 if config.shortest is None else config.shortest,
-            longest=2 * config.length if config.longest is None else config.longest,
-            variance=torch.ones(self.size),
+        self.decoders, self.encoders = nn.ModuleDict(decoders), nn.ModuleDict(encoders)
+        scales: Scales = {
+            "length": torch.full((self.size,), config.length),
+            "shortest": config.length / 3 if config.shortest is None else config.shortest,
+            "longest": 2 * config.length if config.longest is None else config.longest,
+            "variance": torch.full((self.size,), config.variance),
+        }
+        kernels = [config.kernel] * self.size
+        self.prior: AbstractTrajectoryPrior = (
+            TimePrior(kernels, self.bins, **scales)
+            if config.coordinates == "time"
+            else FourierPrior(kernels, self.bins, prune=config.prune, period=config.period, **scales)
         )
 
     def terms(self, context: Observations, target: Observations) -> dict[str, Term]:
-        """nll/m, kl/shared, kl/private_m of what the context shows."""
-        # at the optimum of the bound its slope along the sites is zero: they are constants of the gradient
-        q = self._posterior(self._sites(context))
+        """nll/m, kl/shared, kl/private_m of what the context shows; fit/m of encoders that other modalities teach."""
+        # at the optimum of the bound its slope along the sites is zero: those without an encoder are constants
+        cells = {name: self.cells(name, part) for name, part in context.parts.items()}
+        sites = self._sites(list(cells.values()))
+        q = self._posterior(sites)
         rows = len(context)
-        everyone = torch.ones(rows, dtype=torch.bool, device=q.mean.device)
         found: dict[str, Term] = {}
-        for name, part in context.parts.items():
-            one = self.cells(name, part)
-            expected = one.likelihood.expected(one.part, *one.moments(q))
-            found[f"nll/{name}"] = PerObject(-expected.view(rows, -1).sum(-1), everyone)
+        everyone = torch.ones(rows, dtype=torch.bool, device=q.mean.device)
+        known = {name: one.part.seen.view(rows, -1).any(-1) for name, one in cells.items()}
+        for name, one in cells.items():
+            found[f"nll/{name}"] = PerObject(-one.expected(q), everyone)
+            if isinstance(one, DeepBins) and self.taught:
+                with torch.no_grad():
+                    others = self._posterior(sites - one.first_sites())
+                elsewhere = torch.stack([seen for other, seen in known.items() if other != name]).any(0)
+                applies = known[name] & elsewhere
+                found[f"fit/{name}"] = PerObject(torch.where(applies, one.lesson(others), 0.0), applies)
         divergence = q.divergence()
         for block, some in self.block_columns().items():
             found[f"kl/{block}"] = PerObject(divergence[:, some].sum(-1), everyone)
@@ -130,40 +168,39 @@ class _Module(AbstractModel):
     @torch.no_grad()
     def condition(self, context: Observations) -> TrajectoryConditional:
         """The posterior of the trajectories given any subset of cells."""
-        conjugate = all(self.cells(name, part).conjugate for name, part in context.parts.items())
-        exact = conjugate and self.config.posterior == "structured"
-        q = self._posterior(self._sites(context))
+        cells = [self.cells(name, part) for name, part in context.parts.items()]
+        exact = all(one.exact for one in cells) and self.config.posterior == "structured"
+        q = self._posterior(self._sites(cells))
         return TrajectoryConditional(q, exact, self.cells, self.block_columns(), self.config.inference_steps, context)
 
     @torch.no_grad()
     def start(self, target: Observations) -> None:
-        """Factor analysis of the bins of all trials, whose time it does not read."""
+        """What the bins of the modalities have in common, whose time it does not read, then what is left of each."""
         some = target[slice(None, None, max(1, len(target) * self.bins // STARTING))]
         cells = {name: self.cells(name, part) for name, part in some.parts.items()}
-        values, known = zip(*(one.likelihood.pseudo(one.part) for one in cells.values()), strict=True)
-        seen = torch.cat([one.part.seen for one in cells.values()], -1)
-        ends = np.cumsum([0, *(value.shape[1] for value in values)]).tolist()
-        where = {name: slice(*pair) for name, pair in zip(cells, pairwise(ends), strict=True)}
-        loadings, offset, noise = linear_start(
-            torch.cat(values, -1), torch.cat(known, -1), seen, where, self.columns, shared=self.config.shared
-        )
-        for name, one in cells.items():
-            c = where[name]
-            self.weights[slot(name)].copy_(loadings[c][:, self.columns[name]])
-            self.offsets[slot(name)].copy_(one.likelihood.start(offset[c], noise[c]))
+        sizes = {name: len(columns) for name, columns in self.columns.items()}
+        for name, found in common_start(cells, sizes, self.config.shared).items():
+            key = slot(name)
+            offset = cells[name].likelihood.start(found.offset, found.noise)
+            if key in self.decoders:
+                self.decoders[key].rest.layers[-1].bias.copy_(offset)  # type: ignore[union-attr, index]
+            else:
+                self.weights[key].copy_(found.loadings)
+                self.offsets[key].copy_(offset)
 
     def groups(self) -> tuple[Group, ...]:
         named = dict(self.named_parameters())
-        kinds = {"weights": "decoders", "offsets": "decoders", "likelihoods": "likelihoods", "prior": "prior"}
         parameters: dict[str, dict[str, nn.Parameter]] = {}
         for name, parameter in named.items():
-            parameters.setdefault(kinds[name.split(".")[0]], {})[name] = parameter
-        return tuple(Group(kind, some) for kind, some in parameters.items())
+            module = name.split(".")[0]
+            parameters.setdefault(KINDS.get(module, module), {})[name] = parameter
+        slower = SLOWER if len(self.decoders) else {}
+        return tuple(Group(kind, some, slower.get(kind, 1.0)) for kind, some in parameters.items())
 
     def answers(self, readable: frozenset[str], producible: frozenset[str]) -> bool:
         return readable | producible <= set(self.schema.names) and bool(producible)
 
-    def cells(self, name: str, part: Modality) -> BinCells:
+    def cells(self, name: str, part: Modality) -> AbstractBins:
         """The cells of a modality by bin.
 
         Raises:
@@ -176,11 +213,24 @@ class _Module(AbstractModel):
             raise DataError(
                 f"Expected no limits in '{name}' under the {type(likelihood).__name__} likelihood; got some."
             )
-        return BinCells(likelihood, by_bin, self._weight(name), self.offsets[slot(name)], shape[0])
+        key, rows = slot(name), shape[0]
+        if key in self.decoders:
+            columns = self.columns[name].to(part.value.device)
+            decoder, encoder = self.decoders[key], self.encoders[key]
+            return DeepBins(
+                likelihood,
+                by_bin,
+                rows,
+                decoder,  # type: ignore[arg-type]
+                encoder,  # type: ignore[arg-type]
+                columns,
+                self.size,
+                self.taught,
+            )
+        return LinearBins(likelihood, by_bin, rows, self._weight(name), self.offsets[key])
 
-    def _sites(self, context: Observations) -> Sites:
-        cells = [self.cells(name, part) for name, part in context.parts.items()]
-        return optimal_sites(cells, self._posterior, steps=self.config.inference_steps)
+    def _sites(self, cells: Sequence[AbstractBins]) -> Sites:
+        return trajectory_sites(cells, self._posterior, steps=self.config.inference_steps)
 
     def _posterior(self, sites: Sites) -> Trajectories:
         return infer_trajectories(self.prior.root(), sites, diagonal=self.config.posterior == "diagonal")

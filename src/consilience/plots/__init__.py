@@ -6,12 +6,14 @@ from consilience.plots.curves import Profile, Trend, history, methods, profiles,
 from consilience.plots.maps import latent_map, outlier_map
 from consilience.plots.spectrum import spectrum
 from consilience.plots.style import Figure, Labels, png, svg, with_unit
+from consilience.plots.time import Track, strips, tracks
 
 __all__ = [
     "CoverageBand",
     "Figure",
     "Labels",
     "Profile",
+    "Track",
     "Trend",
     "calibration",
     "corner",
@@ -23,7 +25,9 @@ __all__ = [
     "predicted_vs_true",
     "profiles",
     "spectrum",
+    "strips",
     "svg",
+    "tracks",
     "trends",
     "with_unit",
 ]

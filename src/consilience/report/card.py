@@ -105,6 +105,8 @@ def _units(spec: ModalitySpec) -> str:
 
 
 def _axis(spec: ModalitySpec) -> str:
+    if spec.time:
+        return f"{spec.shape[0]} bins of {spec.time.width:g} {spec.time.unit}"
     if spec.grid:
         grid = spec.grid
         return f"{grid.name} {grid.start:g} to {grid.stop:g} {grid.unit}, {grid.size} {grid.spacing} bins".replace(

@@ -56,17 +56,16 @@ def spectra_of(fitted: "Fitted", obs: Observations, seed: int, count: int = 3) -
     hide = np.stack([_stretch(row) for row in some.parts[spec.name].measured])
     samples = fitted.sample(some.hide_cells({spec.name: hide}), [spec.name], n=DRAWS, seed=seed)
     part, found = some.parts[spec.name], []
+    axis, centres, unit = _line(spec)
     for i, name in enumerate(some.ids):
-        grid = spec.grid
-        assert grid is not None
         gaps = 1 - float(part.measured[i].mean())
         figure = plots.spectrum(
-            grid.centres(),
+            centres,
             samples.values[spec.name][:, i],
             np.where(part.measured[i], part.value[i], np.nan),
             None if part.sigma is None else part.sigma[i],
             hide[i],
-            plots.Labels(grid.name, spec.name, str(name), grid.unit, spec.unit),
+            plots.Labels(axis, spec.name, str(name), unit, spec.unit),
         )
         caption = (
             f"Object {name}: {100 * gaps:.0f} % of the cells of {spec.name} not seen (shaded). Bands are the noiseless "
@@ -122,10 +121,19 @@ def latent_of(fitted: "Fitted", obs: Observations, targets: Sequence[str]) -> Pi
 def _gridded(fitted: "Fitted", obs: Observations) -> ModalitySpec | None:
     readable = seen(obs)
     for spec in obs.schema.modalities:
-        if spec.grid and len(spec.shape) == 1 and spec.name in readable and spec.kind != "category":
+        ordered = (spec.grid or spec.time) and len(spec.shape) == 1
+        if ordered and spec.name in readable and spec.kind != "category":
             if fitted.answers(readable, frozenset([spec.name])):
                 return spec
     return None
+
+
+def _line(spec: ModalitySpec) -> tuple[str, FloatArray, str]:
+    """Name, bin centres and unit of the only axis of a modality with a grid or time bins."""
+    if spec.time:
+        return "time", spec.time.centres(spec.size), spec.time.unit
+    assert spec.grid is not None
+    return spec.grid.name, spec.grid.centres(), spec.grid.unit
 
 
 def _stretch(known: np.ndarray) -> np.ndarray:

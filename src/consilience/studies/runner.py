@@ -39,6 +39,9 @@ __all__ = [
 ]
 
 STUDIES = {  # name -> module with ``run``; a new study is one module, one TOML and one line here
+    "fly": "consilience.studies.fly",
+    "neural-sim": "consilience.studies.neural_sim",
+    "rat": "consilience.studies.rat",
     "quasars": "consilience.studies.quasars",
     "quasars-hst": "consilience.studies.quasars_hst",
     "quasars-sdss": "consilience.studies.quasars_sdss",

@@ -89,6 +89,8 @@ def _modality(spec: ModalitySpec) -> str:
         pairs = zip(spec.cells, spec.cell_units(), strict=True)
         return f"{text}: {', '.join(f'{cell.name} [{unit}]' if unit else cell.name for cell, unit in pairs)}"
     text += f" in {spec.unit}" if spec.unit else ""
+    if spec.time:
+        text += f", {spec.shape[0]} bins of {spec.time.width:g} {spec.time.unit}"
     if spec.grid:
         text += f", {spec.grid.name} {spec.grid.start:g} to {spec.grid.stop:g} {spec.grid.unit} ({spec.grid.spacing})"
     return text

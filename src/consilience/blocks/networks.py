@@ -1,0 +1,109 @@
+"""Small networks whose rows have the same bits wherever they stand: decoders of bins, encoders of bins to sites."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from consilience.blocks.products import product
+
+__all__ = ["Perceptron", "SiteEncoder", "WaveDecoder", "affine"]
+
+STEEPEST = 1.5  # radians per unit of a latent
+QUIET = -5.0  # log precision of a site that says next to nothing
+SHARPEST = 12.0  # largest log precision of a site
+
+
+def affine(layer: nn.Linear, x: Tensor) -> Tensor:
+    """W x + b, row by row the same bits for any order of the rows."""
+    found = product(x, layer.weight)
+    return found if layer.bias is None else found + layer.bias
+
+
+class Perceptron(nn.Module):
+    """Layers of SiLU units with a linear one at the end, (…, widths[0]) to (…, widths[-1]).
+
+    Arguments:
+        widths: Sizes of input, hidden layers and output.
+
+    Example:
+        >>> Perceptron(2, 8, 3)(torch.zeros(5, 2)).shape
+        torch.Size([5, 3])
+    """
+
+    def __init__(self, *widths: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        *hidden, last = self.layers
+        for layer in hidden:
+            x = nn.functional.silu(affine(layer, x))  # type: ignore[arg-type]
+        return affine(last, x)  # type: ignore[arg-type]
+
+
+class WaveDecoder(nn.Module):
+    r"""Sines of the latents, then layers of SiLU units: from the first step steep enough for latents of unit variance.
+
+    :math:`h = \sin(W z + b)` with W at first normal of standard deviation ``STEEPEST`` and b uniform.
+
+    Arguments:
+        widths: Sizes of input, hidden layers and output.
+
+    References:
+        Random features for large-scale kernel machines (Rahimi & Recht, 2007).
+    """
+
+    def __init__(self, inputs: int, *widths: int) -> None:
+        super().__init__()
+        self.waves = nn.Linear(inputs, widths[0])
+        nn.init.normal_(self.waves.weight, std=STEEPEST)
+        nn.init.uniform_(self.waves.bias, -math.pi, math.pi)
+        self.rest = Perceptron(*widths)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(…, inputs) to (…, widths[-1])."""
+        return self.rest(affine(self.waves, z).sin())
+
+
+class SiteEncoder(nn.Module):
+    """Sites of the latents of every bin from the cells seen there, or in a window of bins about it.
+
+    The site of a latent is independent of those of others. A bin in which nothing was seen has none.
+
+    Arguments:
+        cells: D, of one bin.
+        latents: Number of latents it informs.
+        hidden: Width of the layers.
+        window: Number of bins read together, odd; with 1 bins are read one by one, else a temporal convolution.
+        quiet: Of how many latents, the first ones, it says next to nothing before it is trained.
+    """
+
+    def __init__(self, cells: int, latents: int, hidden: int, *, window: int = 1, quiet: int = 0) -> None:
+        super().__init__()
+        self.window = window
+        self.seen = nn.Linear(cells, hidden)
+        self.missing = nn.Linear(cells, hidden, bias=False)
+        nn.init.zeros_(self.missing.weight)
+        self.rest = Perceptron(hidden * window, hidden, 2 * latents)
+        with torch.no_grad():
+            self.rest.layers[-1].bias[latents : latents + quiet] = QUIET  # type: ignore[index, operator]
+
+    def forward(self, value: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and precision of the site of every latent, each (B, T, latents); precision zero where there is none.
+
+        Arguments:
+            value: Shape (B, T, D).
+            seen: Which of them count, shape (B, T, D).
+        """
+        hidden = affine(self.seen, torch.where(seen, value, 0.0))
+        if not bool(seen.all()):
+            hidden = hidden + affine(self.missing, (~seen).to(value.dtype))
+        there = seen.any(-1, keepdim=True)
+        hidden = torch.where(there, nn.functional.silu(hidden), 0.0)
+        if self.window > 1:
+            side = self.window // 2
+            padded = nn.functional.pad(hidden, (0, 0, side, side))
+            hidden = padded.unfold(1, self.window, 1).flatten(2)
+        mean, log_precision = self.rest(hidden).chunk(2, -1)
+        return mean, torch.where(there, log_precision.clamp_max(SHARPEST).exp(), 0.0)
