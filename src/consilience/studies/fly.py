@@ -1,7 +1,7 @@
 """Heading of walking flies from two populations of neurons of the ellipsoid body, on flies never trained on.
 
 The phase of the bump of activity follows the fly's heading up to an offset that differs between trials, and drifts in
-the dark. Every decoder is therefore aligned on the first stretch of a test trial and scored on the others.
+the dark. Every decoder is therefore aligned on the first fifth of a test trial and scored on the rest.
 
 Data: Turner-Evans et al. (2017), eLife 6:e23496, calcium imaging at about 11.4 Hz.
 """
@@ -36,7 +36,7 @@ BAND = 0.68
 class Settings(Frozen):
     """Rows, split and decoders."""
 
-    stretches: int = Field(ge=2)  # equal parts of a trial; the first aligns the heading
+    stretches: int = Field(ge=5, multiple_of=5)  # equal parts of a trial, each a row; a fifth of them align the heading
     folds: int = Field(ge=2)  # of whole flies
     lags: int = Field(ge=0)  # bins before and after that the ridge decoder reads
     draws: int = Field(default=200, ge=20)
@@ -106,20 +106,30 @@ class Recordings:
 
 
 def heading_error(heading: FloatArray, decoded: FloatArray) -> FloatArray:
-    """Mean absolute error in degrees of every trial after its first stretch, on which the offset is fitted.
+    """Mean absolute error in degrees of every trial after its first fifth, on which the offset is fitted.
 
     Arguments:
         heading: Radians, (trials, stretches, T).
         decoded: Radians up to an offset per trial, same shape.
 
     Example:
-        >>> turn = np.linspace(0, 6, 20).reshape(1, 2, 10)
+        >>> turn = np.linspace(0, 6, 20).reshape(1, 5, 4)
         >>> heading_error(turn, turn + 2.0).round(6).tolist()
         [0.0]
     """
-    offset = np.angle(np.exp(1j * (heading - decoded))[:, 0].mean(-1))
-    miss = np.angle(np.exp(1j * (heading - decoded - offset[:, None, None])))
-    return np.rad2deg(np.abs(miss[:, 1:]).mean(axis=(1, 2)))
+    miss = np.angle(np.exp(1j * (heading - decoded - _offset(heading, decoded)[:, None, None])))
+    return np.rad2deg(np.abs(miss[:, _first(miss) :]).mean(axis=(1, 2)))
+
+
+def _first(trials: FloatArray) -> int:
+    """Number of stretches, the first ones of each trial, that align the heading."""
+    return trials.shape[1] // 5
+
+
+def _offset(heading: FloatArray, decoded: FloatArray) -> FloatArray:
+    """What is to be added to the decoded headings of each trial, radians, (trials,)."""
+    turn = np.exp(1j * (heading - decoded))[:, : _first(heading)]
+    return np.angle(turn.mean(axis=(1, 2)))
 
 
 def run(config: StudyConfig, data: Path | None, *, seed: int, quick: bool, out: Path) -> Results:
@@ -203,7 +213,7 @@ def _fold(config: StudyConfig, size: Settings, first: Recordings, second: Record
         "ridge": ridge.reshape(shape),
         "bump": sense * second.phase,
     }
-    own = np.angle(np.exp(1j * (second.heading - decoded))[:, 0].mean(-1))
+    own = _offset(second.heading, decoded)
     return _Fold(
         fitted,
         found,
@@ -215,20 +225,21 @@ def _fold(config: StudyConfig, size: Settings, first: Recordings, second: Record
 
 
 def _coverage(second: Recordings, decoded: FloatArray, angles: FloatArray, offset: FloatArray) -> dict[str, float]:
-    """Share of headings within the model's own 68 and 95 % arcs, after the first stretch."""
-    miss = np.abs(np.angle(np.exp(1j * (second.heading - decoded - offset[:, None, None]))))[:, 1:]
-    spread = np.abs(np.angle(np.exp(1j * (angles - decoded))))[:, :, 1:]
+    """Share of headings within the model's own 68 and 95 % arcs, after the first fifth."""
+    miss = np.abs(np.angle(np.exp(1j * (second.heading - decoded - offset[:, None, None]))))
+    spread = np.abs(np.angle(np.exp(1j * (angles - decoded))))
+    first = _first(miss)
     return {
-        f"coverage{round(100 * level)}_heading": float((miss < np.quantile(spread, level, axis=0)).mean())
+        f"coverage{round(100 * level)}_heading": float((miss < np.quantile(spread, level, axis=0))[:, first:].mean())
         for level in (BAND, 0.95)
     }
 
 
 def _reverse(fitted: Fitted, second: Recordings, offset: FloatArray, size: Settings, seed: int) -> dict[str, float]:
-    """Neurons predicted from the heading alone: R² and coverage after the first stretch, which aligns the heading."""
+    """Neurons predicted from the heading alone: R² and coverage after the first fifth, which aligns the heading."""
     seen = second.observations(offset, *NEURAL, "heading")
     draws = fitted.sample(seen.hide(*NEURAL), list(NEURAL), n=size.draws, seed=seed).values
-    late = np.arange(len(seen)) % second.heading.shape[1] > 0
+    late = np.arange(len(seen)) % second.heading.shape[1] >= _first(second.heading)
     found = {}
     for name in NEURAL:
         truth = seen.parts[name].value[late]
@@ -296,15 +307,15 @@ def _lagged(rows: Recordings, lags: int) -> FloatArray:
 def _figure(second: Recordings, draws: FloatArray) -> plots.Figure:
     """Decoded heading about the true one in two held-out trials of each condition."""
     decoded = np.angle(np.exp(1j * draws).mean(0))
-    offset = np.angle(np.exp(1j * (second.heading - decoded))[:, 0].mean(-1))
+    offset, shown = _offset(second.heading, decoded), second.heading.shape[1] // 2
     time = second.width * (np.arange(draws.shape[-1]) + 0.5)
     panels = []
     for dark in (False, True):
         row = []
         for trial in np.flatnonzero(second.dark == dark)[:2]:
-            truth = second.heading[trial, 1]
+            truth = second.heading[trial, shown]
             around = np.unwrap(truth)
-            miss = np.angle(np.exp(1j * (draws[:, trial, 1] + offset[trial] - truth)))
+            miss = np.angle(np.exp(1j * (draws[:, trial, shown] + offset[trial] - truth)))
             name = f"fly {second.fly[trial]}, {'dark' if dark else 'light'}"
             labels = plots.Labels("time", "heading", name, "s", "deg")
             row.append(plots.Track(time, np.rad2deg(around + miss), np.rad2deg(around), None, labels))
