@@ -240,7 +240,9 @@ def _rates(one: _Run, size: Settings, seed: int) -> plots.Figure:
                 draws.values["spikes"][:, k, :, neuron],
                 truth[k, :, neuron],
                 some.parts["spikes"].value[k, :, neuron],
-                plots.Labels("time", f"neuron {neuron}", f"trial {some.ids[k]}" if row == 0 else "", "s", "1 / bin"),
+                plots.Labels(
+                    "time", f"rate of neuron {neuron}", f"trial {some.ids[k]}" if row == 0 else "", "s", "1 / bin"
+                ),
             )
             for k in range(len(some))
         ]
