@@ -33,7 +33,7 @@ from consilience.workflow.fit import fit
 __all__ = ["Sizes", "bits_per_spike", "measure"]
 
 ENVIRONMENT = Path("build/peers/elephant")
-PEER = "elephant==1.2.1"
+PEER = ("elephant==1.2.1", "scikit-learn")  # which its GPFA needs and its package does not ask for
 BIN_MS = 20.0
 
 
@@ -151,7 +151,7 @@ def _environment() -> Path:
     ready = ENVIRONMENT / "ready"
     if not ready.is_file():
         subprocess.run([sys.executable, "-m", "venv", ENVIRONMENT], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", PEER], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *PEER], check=True)
         ready.touch()
     return python.absolute()
 
