@@ -66,7 +66,7 @@ def test_a_bin_in_which_nothing_was_seen_has_no_site(window):
     obs = table()
     one = cells_of(model_of(obs, window=window), obs)["picture"]
     assert isinstance(one, DeepBins)
-    sites = one.first_sites()
+    sites = one.given() + one.first()
     assert not sites.shift[:, 4:6].any() and not sites.precision[:, 4:6].any()
     assert not sites.precision[1].any()
     assert (sites.precision[0, 0].diagonal() > 0).all()
@@ -81,7 +81,7 @@ def test_an_encoder_of_a_window_reads_its_neighbours_and_no_further():
     moved = {name: part.value.copy() for name, part in obs.parts.items()}
     moved["picture"][0, 1, 0, 0] = 5.0
     before, after = (
-        cells_of(model, rows)["picture"].first_sites().shift[0]
+        cells_of(model, rows)["picture"].own[0][0]
         for rows in (obs, Observations.from_arrays(obs.schema, moved))
     )
     changed = (before != after).any(-1)
@@ -94,11 +94,15 @@ def test_sites_of_counts_are_at_the_optimum_given_those_of_the_encoder():
     conditional = model.condition(batch(obs))
     cells = cells_of(model, obs)
     assert isinstance(cells["counts"], LinearBins)
-    given = cells["picture"].first_sites()
+    given = cells["picture"].given()
     start = conditional.q.coordinates
     mean, factor = start.mean.clone().requires_grad_(), start.factor.clone().requires_grad_()
     q = type(conditional.q)(conditional.q.root, type(start)(mean, factor.tril()))
-    bound = cells["counts"].expected(q) + given.expected(q.mean, q.covariance) - q.divergence().sum(-1)
+    # the taught sites as heavy-tailed factors, by the bound of their logarithm
+    center, precision = (some[..., :1].detach() for some in cells["picture"].own)
+    miss = precision * ((q.mean[..., :1] - center).square() + q.covariance[..., :1, 0])
+    tails = -0.5 * 5 * torch.log1p(miss / 4).flatten(1).sum(-1)
+    bound = cells["counts"].expected(q) + given.expected(q.mean, q.covariance) + tails - q.divergence().sum(-1)
     slopes = torch.autograd.grad(bound.sum(), (mean, factor))
     assert max(float(slope.abs().max()) for slope in slopes) < 1e-4
 

@@ -117,7 +117,7 @@ def canonical_scores(scores: Sequence[Tensor], size: int) -> Tensor:
     bases = []
     for one in scores:
         left, singular, _ = torch.linalg.svd(one - one.mean(0), full_matrices=False)
-        bases.append(left[:, singular > 1e-6 * singular.amax().clamp_min(1e-12)])
+        bases.append(left[:, singular > 1e-6 * singular[:1].clamp_min(1e-12)])
     left = torch.linalg.svd(torch.cat(bases, 1), full_matrices=False)[0]
     found = left.new_zeros(len(left), size)
     found[:, : left.shape[1]] = left[:, :size]

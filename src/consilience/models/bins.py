@@ -17,9 +17,11 @@ from consilience.blocks.products import product
 from consilience.blocks.trajectories import AbstractTrajectories, Sites
 from consilience.data.observations import Modality
 
-__all__ = ["SCORED", "AbstractBins", "DeepBins", "LinearBins", "trajectory_sites"]
+__all__ = ["SCORED", "AbstractBins", "DeepBins", "LinearBins", "multiplied", "trajectory_sites"]
 
 SCORED = 128  # latent draws behind an estimated density
+TAIL = 4.0  # degrees of freedom of a taught site
+LOG_NORMALISER = math.lgamma(TAIL / 2) - math.lgamma((TAIL + 1) / 2) + 0.5 * math.log(TAIL * math.pi)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +34,25 @@ class AbstractBins(ABC):
 
     @property
     @abstractmethod
-    def settled(self) -> bool:
-        """Whether the sites do not depend on q."""
-
-    @property
-    @abstractmethod
     def exact(self) -> bool:
         """Whether the sites are the likelihood itself, up to a constant."""
 
+    @property
     @abstractmethod
-    def first_sites(self) -> Sites:
-        """Sites before q is known; the only ones of settled cells."""
+    def optimal(self) -> bool:
+        """Whether the sites are at the optimum of the bound."""
+
+    @abstractmethod
+    def given(self) -> Sites | None:
+        """Sites that do not depend on q, if there are such."""
+
+    @abstractmethod
+    def first(self) -> Sites | None:
+        """Sites that depend on q, before it is known, if there are such."""
+
+    @abstractmethod
+    def improved(self, q: AbstractTrajectories) -> tuple[Tensor, Sites]:
+        """What the cells with sites that depend on q add to the bound (B,), and where a step of rate 1 leads them."""
 
     @abstractmethod
     def functions(self, z: Tensor) -> Tensor:
@@ -73,12 +83,12 @@ class LinearBins(AbstractBins):
     offset: Tensor  # d, (D,)
 
     @property
-    def settled(self) -> bool:
+    def exact(self) -> bool:
         return self.likelihood.conjugate(self.part)
 
     @property
-    def exact(self) -> bool:
-        return self.settled
+    def optimal(self) -> bool:
+        return True
 
     def functions(self, z: Tensor) -> Tensor:
         return product(z, self.weight) + self.offset
@@ -96,17 +106,22 @@ class LinearBins(AbstractBins):
         return mean, product(q.covariance.flatten(0, 1).flatten(1), outer).clamp_min(1e-10)
 
     def improved(self, q: AbstractTrajectories) -> tuple[Tensor, Sites]:
-        """E_q log p(x | z), (B,), and the sites to which a natural-gradient step of rate 1 leads from q."""
         mean, variance = self.moments(q)
         expected = self.likelihood.expected(self.part, mean, variance).view(self.rows, -1).sum(-1)
         return expected, self._sites(mean, variance)
 
     @torch.no_grad()
-    def first_sites(self) -> Sites:
-        """Those of Gaussian look-alikes of the cells; the exact ones of conjugate cells."""
-        if self.settled:
-            at = self.offset.expand(self.part.value.shape)
-            return self._sites(at, torch.zeros_like(at))
+    def given(self) -> Sites | None:
+        if not self.exact:
+            return None
+        at = self.offset.expand(self.part.value.shape)
+        return self._sites(at, torch.zeros_like(at))
+
+    @torch.no_grad()
+    def first(self) -> Sites | None:
+        """Those of Gaussian look-alikes of the cells."""
+        if self.exact:
+            return None
         value, known = self.likelihood.pseudo(self.part)
         if isinstance(self.likelihood, Gaussian):  # some cells are limits
             known = known + self.likelihood.learned()
@@ -128,7 +143,12 @@ class LinearBins(AbstractBins):
 
 @dataclass(frozen=True)
 class DeepBins(AbstractBins):
-    """Cells whose functions are a network of the latents, and whose sites another network reads from them."""
+    r"""Cells whose functions are a network of the latents, and whose sites another network reads from them.
+
+    Taught sites say :math:`z = m + t_\nu / \sqrt{p}`: a picture may fit two latents, and the encoder knows but one.
+    Their Gaussian factors have precision :math:`p\,(\nu + 1) / (\nu + E)` with :math:`E = E_q\,p\,(z - m)^2`, and add
+    :math:`-\tfrac12 (\nu + 1) \log(1 + E / \nu)` to the bound: where other modalities disagree they give way.
+    """
 
     decoder: WaveDecoder
     encoder: SiteEncoder
@@ -137,11 +157,11 @@ class DeepBins(AbstractBins):
     taught: int = 0  # how many of them, the first ones, have sites that :meth:`lesson` trains and the bound does not
 
     @property
-    def settled(self) -> bool:
-        return True
+    def exact(self) -> bool:
+        return False
 
     @property
-    def exact(self) -> bool:
+    def optimal(self) -> bool:
         return False
 
     def functions(self, z: Tensor) -> Tensor:
@@ -153,27 +173,46 @@ class DeepBins(AbstractBins):
         bins = (self.rows, -1, self.part.value.shape[-1])
         return self.encoder(self.part.value.view(bins), self.part.seen.view(bins))
 
-    def first_sites(self) -> Sites:
-        first = torch.arange(len(self.columns), device=self.columns.device) < self.taught
-        mean, precision = (torch.where(first, one.detach(), one) for one in self.own)
-        shape = (*mean.shape[:2], self.latents)
-        shift = mean.new_zeros(shape).index_copy(2, self.columns, precision * mean)
-        return Sites(shift, torch.diag_embed(mean.new_zeros(shape).index_copy(2, self.columns, precision)))
+    def given(self) -> Sites | None:
+        mean, precision = (one[..., self.taught :] for one in self.own)
+        return self._sites(self.columns[self.taught :], mean, precision)
+
+    @torch.no_grad()
+    def first(self) -> Sites | None:
+        if self.taught == 0:
+            return None
+        mean, precision = (one[..., : self.taught] for one in self.own)
+        return self._sites(self.columns[: self.taught], mean, precision)
+
+    @torch.no_grad()
+    def improved(self, q: AbstractTrajectories) -> tuple[Tensor, Sites]:
+        some = self.columns[: self.taught]
+        mean, precision = (one[..., : self.taught] for one in self.own)
+        spread = q.covariance.diagonal(dim1=-2, dim2=-1)[..., some]
+        miss = precision * ((q.mean[..., some] - mean).square() + spread)
+        value = -0.5 * (TAIL + 1) * torch.log1p(miss / TAIL)
+        return value.flatten(1).sum(-1), self._sites(some, mean, precision * (TAIL + 1) / (TAIL + miss))
 
     def lesson(self, others: AbstractTrajectories) -> Tensor:
-        r"""What is wrong with the taught sites in nats, (B,): :math:`-\sum \log \int N(m; z, 1/p)\, q(z)\, \mathrm dz`.
+        r"""What is wrong with the taught sites in nats, (B,): :math:`-\sum \log t_\nu(m; \mu, 1/p + \Sigma)`.
 
-        q is what all other modalities say. It is least where the mean m of a site is as far from theirs as its
+        μ and Σ are what all other modalities say. It is least where the mean m of a site is as far from theirs as its
         precision p and their spread say, so that a site is never surer than its encoder is right.
         """
         some = self.columns[: self.taught]
         mean, precision = (one[..., : self.taught] for one in self.own)
-        spread = others.covariance.diagonal(dim1=-2, dim2=-1)[..., some]
         there = precision > 0
+        spread = others.covariance.diagonal(dim1=-2, dim2=-1)[..., some]
         total = spread + 1 / torch.where(there, precision, 1.0)
-        miss = (mean - others.mean[..., some]).square()
-        value = 0.5 * (miss / total + torch.log(2 * math.pi * total))
+        miss = (mean - others.mean[..., some]).square() / total
+        value = 0.5 * (TAIL + 1) * torch.log1p(miss / TAIL) + 0.5 * torch.log(total) + LOG_NORMALISER
         return torch.where(there, value, 0.0).flatten(1).sum(-1)
+
+    def _sites(self, columns: Tensor, mean: Tensor, precision: Tensor) -> Sites:
+        """Sites of some latents, independent of each other, each (B, T, some)."""
+        shape = (*mean.shape[:2], self.latents)
+        shift = mean.new_zeros(shape).index_copy(2, columns, precision * mean)
+        return Sites(shift, torch.diag_embed(mean.new_zeros(shape).index_copy(2, columns, precision)))
 
     def expected(self, q: AbstractTrajectories) -> Tensor:
         """By one draw of the latents of every bin, from torch's generator."""
@@ -200,58 +239,62 @@ class DeepBins(AbstractBins):
 
 def trajectory_sites(
     cells: Sequence[AbstractBins], infer: Callable[[Sites], AbstractTrajectories], *, steps: int
-) -> Sites:
-    """Sites of every trial: given ones of settled cells, and of the others those at the optimum of the bound.
+) -> list[Sites]:
+    """Sites of every trial, by modality: given ones, and of the others those at the optimum of the bound.
 
-    The bound takes the sites of settled cells for their likelihood, which those of Gaussian cells are.
+    The bound takes given sites for their likelihood, which those of Gaussian cells are.
     Natural-gradient steps: their number is fixed, rate and acceptance are per trial, none changes another's answer.
-    Gradients flow through the given sites alone.
+    Gradients flow through given sites alone.
 
     Arguments:
         cells: The modalities.
         infer: Gives q of sites.
         steps: Number of proposals per trial; one that lowers the bound is refused and the next is shorter.
     """
-    given = [one.first_sites() for one in cells if one.settled]
-    moving = [one for one in cells if isinstance(one, LinearBins) and not one.settled]
-    if not moving:
-        return _product(given)
-    found = _optimal(moving, [Sites(one.shift.detach(), one.precision.detach()) for one in given], infer, steps)
-    return _product([*given, found])
+    parts: list[list[Sites]] = [[] if (given := one.given()) is None else [given] for one in cells]
+    begun = [one.first() for one in cells]
+    moving = [k for k, first in enumerate(begun) if first is not None]
+    if moving:
+        given = [Sites(one.shift.detach(), one.precision.detach()) for part in parts for one in part]
+        first = [one for one in begun if one is not None]
+        for k, found in zip(moving, _optimal([cells[k] for k in moving], first, given, infer, steps), strict=True):
+            parts[k].append(found)
+    return [multiplied(part) for part in parts]
 
 
 @torch.no_grad()
 def _optimal(
-    moving: Sequence[LinearBins], given: Sequence[Sites], infer: Callable[[Sites], AbstractTrajectories], steps: int
-) -> Sites:
-    here = _product([one.first_sites() for one in moving])
-
-    def bound(sites: Sites) -> tuple[Tensor, Sites]:
+    moving: Sequence[AbstractBins],
+    here: list[Sites],
+    given: Sequence[Sites],
+    infer: Callable[[Sites], AbstractTrajectories],
+    steps: int,
+) -> list[Sites]:
+    def bound(sites: Sequence[Sites]) -> tuple[Tensor, list[Sites]]:
         """The bound (B,), and the sites to which a step of rate 1 leads."""
-        q = infer(_product([*given, sites]))
-        value, aims = -q.divergence().sum(-1), []
+        q = infer(multiplied([*given, *sites]))
+        value = -q.divergence().sum(-1)
         for one in given:
             value = value + one.expected(q.mean, q.covariance)
-        for one in moving:
-            expected, aim = one.improved(q)
-            value = value + expected
-            aims.append(aim)
-        return value, _product(aims)
+        pairs = [one.improved(q) for one in moving]
+        return value + torch.stack([added for added, _ in pairs]).sum(0), [aim for _, aim in pairs]
 
-    value, aim = bound(here)
+    value, aims = bound(here)
     rate = torch.ones_like(value)
     slack = 3 * torch.finfo(value.dtype).eps ** 0.5
     for _ in range(steps):
-        there = here.towards(aim, rate)
-        proposed, next_aim = bound(there)
+        there = [one.towards(aim, rate) for one, aim in zip(here, aims, strict=True)]
+        proposed, next_aims = bound(there)
         better = torch.isfinite(proposed) & (proposed > value - slack)
-        here, aim = there.where(better, here), next_aim.where(better, aim)
+        here = [new.where(better, old) for new, old in zip(there, here, strict=True)]
+        aims = [new.where(better, old) for new, old in zip(next_aims, aims, strict=True)]
         value = torch.where(better, proposed, value)
         rate = torch.where(better, (2 * rate).clamp_max(1), rate / 4)
     return here
 
 
-def _product(experts: Sequence[Sites]) -> Sites:
+def multiplied(experts: Sequence[Sites]) -> Sites:
+    """The product of experts, whose sites add."""
     total = experts[0]
     for one in experts[1:]:
         total = total + one

@@ -10,7 +10,8 @@ in Fourier coordinates (``blocks/fourier.py``) from sites, Gaussian factors of t
 
 - linear Gaussian cells have exact sites; if there are no others q is the posterior and the bound the evidence;
 - those of linear counts and flags are moved to the optimum of the bound by natural-gradient steps, per trial;
-- those of cells with a deep decoder are read from them by an encoder, trained with it.
+- those of cells with a deep decoder are read from them by an encoder, trained with it; those of shared latents have
+  heavy tails and give way where other modalities disagree.
 
 .. math::
     \log p(x) \ge \sum_{m,t,d\ \mathrm{seen}} E_{q(z_t)} \log p(x^{(m)}_{td} \mid f) - KL(q(z) \| p(z))
@@ -38,7 +39,7 @@ from consilience.data.observations import Modality, Observations, State
 from consilience.data.schema import ModalitySpec, Schema
 from consilience.errors import DataError, SchemaError
 from consilience.models.base import AbstractFamily, AbstractModel, Group, PerObject, Term, slot
-from consilience.models.bins import AbstractBins, DeepBins, LinearBins, trajectory_sites
+from consilience.models.bins import AbstractBins, DeepBins, LinearBins, multiplied, trajectory_sites
 from consilience.models.common_start import common_start
 from consilience.models.trajectory import TrajectoryConditional
 
@@ -146,8 +147,9 @@ class _Module(AbstractModel):
         """nll/m, kl/shared, kl/private_m of what the context shows; fit/m of encoders that other modalities teach."""
         # at the optimum of the bound its slope along the sites is zero: those without an encoder are constants
         cells = {name: self.cells(name, part) for name, part in context.parts.items()}
-        sites = self._sites(list(cells.values()))
-        q = self._posterior(sites)
+        sites = dict(zip(cells, self._sites(list(cells.values())), strict=True))
+        whole = multiplied(list(sites.values()))
+        q = self._posterior(whole)
         rows = len(context)
         found: dict[str, Term] = {}
         everyone = torch.ones(rows, dtype=torch.bool, device=q.mean.device)
@@ -156,7 +158,7 @@ class _Module(AbstractModel):
             found[f"nll/{name}"] = PerObject(-one.expected(q), everyone)
             if isinstance(one, DeepBins) and self.taught:
                 with torch.no_grad():
-                    others = self._posterior(sites - one.first_sites())
+                    others = self._posterior(whole - sites[name])
                 elsewhere = torch.stack([seen for other, seen in known.items() if other != name]).any(0)
                 applies = known[name] & elsewhere
                 found[f"fit/{name}"] = PerObject(torch.where(applies, one.lesson(others), 0.0), applies)
@@ -170,7 +172,7 @@ class _Module(AbstractModel):
         """The posterior of the trajectories given any subset of cells."""
         cells = [self.cells(name, part) for name, part in context.parts.items()]
         exact = all(one.exact for one in cells) and self.config.posterior == "structured"
-        q = self._posterior(self._sites(cells))
+        q = self._posterior(multiplied(self._sites(cells)))
         return TrajectoryConditional(q, exact, self.cells, self.block_columns(), self.config.inference_steps, context)
 
     @torch.no_grad()
@@ -229,7 +231,7 @@ class _Module(AbstractModel):
             )
         return LinearBins(likelihood, by_bin, rows, self._weight(name), self.offsets[key])
 
-    def _sites(self, cells: Sequence[AbstractBins]) -> Sites:
+    def _sites(self, cells: Sequence[AbstractBins]) -> list[Sites]:
         return trajectory_sites(cells, self._posterior, steps=self.config.inference_steps)
 
     def _posterior(self, sites: Sites) -> Trajectories:

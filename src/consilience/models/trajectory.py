@@ -12,7 +12,7 @@ from consilience.blocks.trajectories import Trajectories, update_trajectories
 from consilience.data.observations import Modality, Observations
 from consilience.errors import RequestError
 from consilience.models.base import Density
-from consilience.models.bins import SCORED, AbstractBins, trajectory_sites
+from consilience.models.bins import SCORED, AbstractBins, multiplied, trajectory_sites
 
 __all__ = ["BlockTrajectory", "TrajectoryConditional"]
 
@@ -74,13 +74,13 @@ class TrajectoryConditional:
         _check(method)
         scored = [self.cells(name, values.parts[name]) for name in targets]
         sites = trajectory_sites(scored, lambda sites: update_trajectories(self.q, sites), steps=self.steps)
-        updated = update_trajectories(self.q, sites)
+        updated = update_trajectories(self.q, multiplied(sites))
         if all(one.exact for one in scored):
             value = self._at(scored, updated.origin) + updated.log_normaliser()
             return Density(value, "exact") if self.exact else Density(value, "estimate", torch.zeros_like(value))
         normal = noise.normal("density", SCORED, updated.coordinates.mean.shape[1:])
         drawn = updated.coordinates.draw(normal)
-        if all(one.exact or not one.settled for one in scored):  # sites at their optimum
+        if all(one.optimal for one in scored):
             log_weight = -updated.log_ratio(drawn)
         else:  # an encoder may be too sure of what a few cells say: half of the draws are from q as it was
             drawn = torch.cat([normal[: SCORED // 2], drawn[SCORED // 2 :]])
