@@ -10,7 +10,7 @@ from rich.console import Console
 
 from consilience.studies.runner import Results, markdown, meta, write_results
 
-__all__ = ["main", "turns"]
+__all__ = ["main", "say", "turns"]
 
 
 def main(name: str, measure: Callable[[int, bool], Results], argv: Sequence[str] | None = None) -> Results:
@@ -37,6 +37,11 @@ def main(name: str, measure: Callable[[int, bool], Results], argv: Sequence[str]
     for key, value in found.numbers.items():
         console.print(f"{key}: {value}", soft_wrap=True, markup=False)
     return found
+
+
+def say(line: str) -> None:
+    """Show how far a long measurement is, on standard error."""
+    Console(stderr=True, highlight=False).print(line, soft_wrap=True, markup=False)
 
 
 def turns(

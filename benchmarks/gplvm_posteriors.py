@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from astropy.table import Table
 
-from benchmarks._harness import main
+from benchmarks._harness import main, say
 from consilience.data.observations import Observations
 from consilience.models.shared_gplvm import SharedGPLVM
 from consilience.predict.fitted import Fitted
@@ -62,6 +62,7 @@ def measure(seed: int, quick: bool) -> Results:
             )
             fitted = fit(family, train, TrainConfig(max_steps=sizes.steps, validation=0, seed=number))
             scores[name].append(_scores(fitted, train[: sizes.test], test, number, sizes.draws))
+            say(f"seed {number}, {name}: {np.round(scores[name][-1], 4)}")
     columns = [
         "train RMSE (pixels)", "train NLPD (pixels)", "test RMSE (pixels)", "test NLPD (pixels)",
         "test RMSE (labels)", "test NLPD (labels)",
