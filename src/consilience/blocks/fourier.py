@@ -24,7 +24,9 @@ from typing import TypedDict, Unpack
 import torch
 from torch import Tensor, nn
 
+from consilience.blocks.local import LocalRoot, infer_local
 from consilience.blocks.products import fill_up
+from consilience.blocks.trajectories import AbstractTrajectories, Sites, infer_trajectories
 from consilience.data.schema import nearest
 from consilience.errors import SchemaError
 
@@ -60,10 +62,12 @@ class Spectrum:
     Arguments:
         density: :math:`S(\omega) = \sum_\tau k(|\tau|/\ell) \cos \omega\tau` over all lags, from ω (F,) and ℓ (L, 1).
         margin: Length scales after which the kernel is below 1e-3: by so many the circle is longer than a trial.
+        reach: Length scales after which the bumps of ``blocks/local.py`` are negligible.
     """
 
     density: Callable[[Tensor, Tensor], Tensor]
     margin: float
+    reach: float
 
 
 def _rbf(omega: Tensor, length: Tensor) -> Tensor:
@@ -104,11 +108,11 @@ def _white(omega: Tensor, length: Tensor) -> Tensor:
 
 
 SPECTRA = {
-    "rbf": Spectrum(_rbf, 4.0),
-    "matern12": Spectrum(partial(_matern, order=0), 7.0),
-    "matern32": Spectrum(partial(_matern, order=1), 5.5),
-    "matern52": Spectrum(partial(_matern, order=2), 5.0),
-    "white": Spectrum(_white, 0.0),
+    "rbf": Spectrum(_rbf, 4.0, 3.3),
+    "matern12": Spectrum(partial(_matern, order=0), 7.0, 6.0),
+    "matern32": Spectrum(partial(_matern, order=1), 5.5, 5.0),
+    "matern52": Spectrum(partial(_matern, order=2), 5.0, 4.5),
+    "white": Spectrum(_white, 0.0, 0.0),
 }
 PERIODIC = "periodic"  # its transform depends on the circle
 KERNELS = {  # of r = lag / length scale
@@ -118,6 +122,8 @@ KERNELS = {  # of r = lag / length scale
     "matern52": lambda r: (1 + 5**0.5 * r + 5 / 3 * r.square()) * torch.exp(-(5**0.5) * r),
 }
 FREEDOM = 4.0
+LONG = 4  # windows of local coordinates in a trial from which on they are used
+SMALLEST = 16  # bins of such a window
 JITTER = 1e-6  # of the prior variance, on the diagonal of a smooth kernel's matrix in time
 
 
@@ -173,6 +179,25 @@ class AbstractTrajectoryPrior(nn.Module, ABC):
         """Prior variances ρ, shape (L,)."""
         return (self.middle + math.log(FREEDOM) * torch.tanh(self.stretch)).exp()
 
+    @property
+    def long(self) -> bool:
+        """Whether trials are so long that local coordinates are the faster ones."""
+        return False
+
+    def local_root(self) -> LocalRoot:
+        """Φ of local coordinates, where trials are long."""
+        raise NotImplementedError(f"{type(self).__name__} has no local coordinates")
+
+    def posterior(self, sites: Sites, *, diagonal: bool = False) -> AbstractTrajectories:
+        """q(z) of every trial from sites; see :func:`infer_trajectories`."""
+        if self.long and not diagonal:
+            return infer_local(self.local_root(), sites)
+        return infer_trajectories(self.root(), sites, diagonal=diagonal)
+
+    def marginals(self) -> Tensor:
+        """Prior variances of the latents of each bin, (T, L)."""
+        return self.root().square().sum(-1).mT
+
     @abstractmethod
     def root(self) -> Tensor:
         """Φ, whose product with its transpose is the covariance of each latent, shape (L, T, F)."""
@@ -218,6 +243,8 @@ class FourierPrior(AbstractTrajectoryPrior):
         self.functions = [SPECTRA[name].density if name in SPECTRA else own for name in kernels]
         basis, omega = fourier_basis(bins, circle)
         self.prune = prune
+        local = all(name in SPECTRA for name in kernels)
+        self.reaches = torch.tensor([SPECTRA[name].reach for name in kernels]) if local else None
         kept = _needed(self._densities(omega, torch.full((len(kernels), 1), self.shortest).double()), prune)
         self.register_buffer("basis", basis[:, kept])
         self.register_buffer("omega", omega[kept])
@@ -236,6 +263,34 @@ class FourierPrior(AbstractTrajectoryPrior):
         kept = _needed(spectrum.detach(), self.prune)
         root = self.basis[:, kept] * spectrum[:, kept].clamp_min(1e-300).sqrt()[:, None]
         return fill_up(root).to(self.position.dtype)
+
+    @property
+    def long(self) -> bool:
+        return self.reaches is not None and len(self.basis) >= LONG * self._window(self.reaches)
+
+    def local_root(self) -> LocalRoot:
+        """The same processes, but for frequencies that are pruned and for tails of the bumps that are cut off."""
+        assert self.reaches is not None, "a periodic latent is not local"
+        width = self._window(self.reaches)
+        circle = 4 * width
+        omega = 2 * math.pi * torch.arange(circle // 2 + 1).to(self.omega) / circle
+        spectrum = self.variance.double()[:, None] * self._densities(omega, self.length.double()[:, None])
+        kept = int(_needed(spectrum.detach(), self.prune).nonzero().max()) + 1
+        points = min(math.ceil((2 * kept - 1) / 4), width)
+        place = torch.arange(2 * points).to(omega) * (width / points) - width / 2
+        lag = torch.arange(width).to(omega)[:, None] - place
+        both = torch.full_like(omega, 2.0)
+        both[0] = both[-1] = 1.0
+        waves = torch.cos(lag[..., None] * omega[:kept]) * both[:kept]
+        bumps = waves @ spectrum[:, :kept].sqrt().mT / math.sqrt(4 * points * circle)
+        return LocalRoot(bumps.movedim(-1, 0), len(self.basis))
+
+    def marginals(self) -> Tensor:
+        return self.local_root().variance().to(self.position.dtype) if self.long else super().marginals()
+
+    def _window(self, reaches: Tensor) -> int:
+        """Bins between the centres of two blocks of local coordinates, even."""
+        return max(SMALLEST, 2 * math.ceil(float((reaches.to(self.length) * self.length.detach()).max())))
 
     def _densities(self, omega: Tensor, length: Tensor) -> Tensor:
         rows = [function(omega, length[k : k + 1]) for k, function in enumerate(self.functions)]

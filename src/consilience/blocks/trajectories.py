@@ -12,6 +12,7 @@ References:
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,7 +20,15 @@ from torch import Tensor
 from consilience.blocks.posteriors import GaussianLatent
 from consilience.blocks.products import product
 
-__all__ = ["AbstractTrajectories", "Sites", "Trajectories", "Updated", "infer_trajectories", "update_trajectories"]
+__all__ = [
+    "AbstractTrajectories",
+    "Coordinates",
+    "Sites",
+    "Trajectories",
+    "Updated",
+    "infer_trajectories",
+    "update_trajectories",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +68,42 @@ class Sites:
         )
 
 
+class Coordinates(Protocol):
+    """A Gaussian of the coordinates of trajectories."""
+
+    @property
+    def mean(self) -> Tensor:
+        """Shape (B, K)."""
+        ...
+
+    def draw(self, normal: Tensor) -> Tensor:
+        """Draws from standard normals, both (S, B, K)."""
+        ...
+
+
 class AbstractTrajectories(ABC):
     """A Gaussian q(z) of every trial, linear in Gaussian coordinates."""
 
-    coordinates: GaussianLatent
+    coordinates: Coordinates
 
     @abstractmethod
     def latents(self, v: Tensor) -> Tensor:
         """z of coordinates (S, B, K), shape (S, B, T, L)."""
+
+    @property
+    @abstractmethod
+    def mean(self) -> Tensor:
+        """Means, shape (B, T, L)."""
+
+    @property
+    @abstractmethod
+    def covariance(self) -> Tensor:
+        """Covariances of the latents of each bin, shape (B, T, L, L)."""
+
+    @property
+    @abstractmethod
+    def variance(self) -> Tensor:
+        """Their diagonals, shape (B, T, L)."""
 
     @abstractmethod
     def half(self) -> Tensor:
@@ -76,16 +113,24 @@ class AbstractTrajectories(ABC):
     def divergence(self) -> Tensor:
         """KL to the Gaussian before the sites by parts that sum to it, shape (B, any)."""
 
+
+class _Dense(AbstractTrajectories):
+    """Through coordinates whose covariance is one matrix."""
+
+    coordinates: GaussianLatent
+
     @property
     def mean(self) -> Tensor:
-        """Means, shape (B, T, L)."""
         return self.latents(self.coordinates.mean[None])[0]
 
     @property
     def covariance(self) -> Tensor:
-        """Covariances of the latents of each bin, shape (B, T, L, L)."""
         half = self.half()
         return product(half, half)
+
+    @property
+    def variance(self) -> Tensor:
+        return self.half().square().sum(-1)
 
     @property
     def factor(self) -> Tensor:
@@ -95,7 +140,7 @@ class AbstractTrajectories(ABC):
 
 
 @dataclass(frozen=True)
-class Trajectories(AbstractTrajectories):
+class Trajectories(_Dense):
     """q(z) of every trial through q(v): latents (B, T, L) are linear in the coordinates v (B, L F).
 
     Arguments:
@@ -124,7 +169,7 @@ class Trajectories(AbstractTrajectories):
 
 
 @dataclass(frozen=True)
-class Updated(AbstractTrajectories):
+class Updated(_Dense):
     """A Gaussian q(z) after further sites: z = μ + A w, where w was standard normal before them.
 
     Arguments:
@@ -182,7 +227,7 @@ def infer_trajectories(root: Tensor, sites: Sites, *, diagonal: bool = False) ->
     return Trajectories(root, _posterior(torch.cat(blocks, 1), shift, root.dtype, diagonal=diagonal))
 
 
-def update_trajectories(q: Trajectories, sites: Sites) -> Updated:
+def update_trajectories(q: AbstractTrajectories, sites: Sites) -> Updated:
     """What further sites make of q(z)."""
     origin, design = q.mean, q.half()
     wide, precise = design.double(), sites.precision.double()

@@ -19,9 +19,13 @@ from consilience.data.observations import Modality
 
 __all__ = ["SCORED", "AbstractBins", "DeepBins", "LinearBins", "multiplied", "trajectory_sites"]
 
+Infer = Callable[[Sites], AbstractTrajectories]  # q of sites
+
 SCORED = 128  # latent draws behind an estimated density
-TAIL = 4.0  # degrees of freedom of a taught site
-LOG_NORMALISER = math.lgamma(TAIL / 2) - math.lgamma((TAIL + 1) / 2) + 0.5 * math.log(TAIL * math.pi)
+TAIL = 4.0  # degrees of freedom of the density that scores a taught site, and of the factor that it is
+CENTRAL = 1.3033  # squared half-width of the central 68.27 % of Student's t with them
+LEAST_GAIN = 1e-3  # of the prior's precision, by which other modalities must raise it to be heard
+LOG_NORMALISER = math.lgamma(TAIL / 2) - math.lgamma((TAIL + 1) / 2) + 0.5 * math.log(TAIL * math.pi / CENTRAL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +149,9 @@ class LinearBins(AbstractBins):
 class DeepBins(AbstractBins):
     r"""Cells whose functions are a network of the latents, and whose sites another network reads from them.
 
-    Taught sites say :math:`z = m + t_\nu / \sqrt{p}`: a picture may fit two latents, and the encoder knows but one.
-    Their Gaussian factors have precision :math:`p\,(\nu + 1) / (\nu + E)` with :math:`E = E_q\,p\,(z - m)^2`, and add
-    :math:`-\tfrac12 (\nu + 1) \log(1 + E / \nu)` to the bound: where other modalities disagree they give way.
+    Taught sites are Gaussian factors of precision p as long as :math:`E = E_q\,p\,(z - m)^2 \le 1`; beyond, they add
+    :math:`-\tfrac12 (1 + (\nu + 1) \log(1 + (E - 1) / (\nu + 1)))` to the bound instead of :math:`-\tfrac12 E`.
+    A picture may fit two latents and the encoder knows but one: where other modalities disagree its sites give way.
     """
 
     decoder: WaveDecoder
@@ -155,6 +159,7 @@ class DeepBins(AbstractBins):
     columns: Tensor  # latents that the modality reads
     latents: int  # L
     taught: int = 0  # how many of them, the first ones, have sites that :meth:`lesson` trains and the bound does not
+    temper: Tensor | float = 1.0  # what their precisions are multiplied by
 
     @property
     def exact(self) -> bool:
@@ -171,7 +176,9 @@ class DeepBins(AbstractBins):
     def own(self) -> tuple[Tensor, Tensor]:
         """Mean and precision of the site of every latent that is read, each (B, T, own latents)."""
         bins = (self.rows, -1, self.part.value.shape[-1])
-        return self.encoder(self.part.value.view(bins), self.part.seen.view(bins))
+        mean, precision = self.encoder(self.part.value.view(bins), self.part.seen.view(bins))
+        taught = torch.arange(len(self.columns), device=precision.device) < self.taught
+        return mean, torch.where(taught, self.temper * precision, precision)
 
     def given(self) -> Sites | None:
         mean, precision = (one[..., self.taught :] for one in self.own)
@@ -188,25 +195,36 @@ class DeepBins(AbstractBins):
     def improved(self, q: AbstractTrajectories) -> tuple[Tensor, Sites]:
         some = self.columns[: self.taught]
         mean, precision = (one[..., : self.taught] for one in self.own)
-        spread = q.covariance.diagonal(dim1=-2, dim2=-1)[..., some]
+        spread = q.variance[..., some]
         miss = precision * ((q.mean[..., some] - mean).square() + spread)
-        value = -0.5 * (TAIL + 1) * torch.log1p(miss / TAIL)
-        return value.flatten(1).sum(-1), self._sites(some, mean, precision * (TAIL + 1) / (TAIL + miss))
+        beyond = (miss - 1).clamp_min(0) / (TAIL + 1)
+        value = -0.5 * (miss.clamp_max(1) + (TAIL + 1) * torch.log1p(beyond))
+        return value.flatten(1).sum(-1), self._sites(some, mean, precision / (1 + beyond))
 
-    def lesson(self, others: AbstractTrajectories) -> Tensor:
-        r"""What is wrong with the taught sites in nats, (B,): :math:`-\sum \log t_\nu(m; \mu, 1/p + \Sigma)`.
+    def lesson(self, others: AbstractTrajectories, prior: Tensor, infer: Infer) -> Tensor:
+        r"""What is wrong with the taught sites in nats, (B,): :math:`-\sum \log t_\nu(m; \mu, v + V)`.
 
-        μ and Σ are what all other modalities say. It is least where the mean m of a site is as far from theirs as its
-        precision p and their spread say, so that a site is never surer than its encoder is right.
+        Mean m and variance v of a latent of a bin are those given these sites alone, of the whole trial: an encoder
+        that is wrong in one bin is wrong alike in the next, so precisions that are right bin by bin would be too large
+        together. μ and V are those of the factor by which all other modalities change its prior. The density is
+        Student's, of the width at which :math:`m - \mu` lies within :math:`\pm\sqrt{v + V}` in 68 % of bins as a
+        Gaussian would: few bins that are very wrong do not widen all others. The sum is least where the sites are as
+        sure as the encoder is right.
+
+        Arguments:
+            others: Posterior given all other modalities.
+            prior: Variance of every latent before anything is seen, (T, L).
+            infer: Gives q of sites.
         """
         some = self.columns[: self.taught]
-        mean, precision = (one[..., : self.taught] for one in self.own)
-        there = precision > 0
-        spread = others.covariance.diagonal(dim1=-2, dim2=-1)[..., some]
-        total = spread + 1 / torch.where(there, precision, 1.0)
-        miss = (mean - others.mean[..., some]).square() / total
+        alone = infer(self._sites(some, *(one[..., : self.taught] for one in self.own)))
+        m, v = (one[..., some] for one in (alone.mean, alone.variance))
+        known, before = others.variance[..., some], prior[:, some]
+        gained = (1 / known - 1 / before).clamp_min(LEAST_GAIN / before)
+        total = v + 1 / gained
+        miss = CENTRAL * (m - others.mean[..., some] / (known * gained)).square() / total
         value = 0.5 * (TAIL + 1) * torch.log1p(miss / TAIL) + 0.5 * torch.log(total) + LOG_NORMALISER
-        return torch.where(there, value, 0.0).flatten(1).sum(-1)
+        return value.flatten(1).sum(-1)
 
     def _sites(self, columns: Tensor, mean: Tensor, precision: Tensor) -> Sites:
         """Sites of some latents, independent of each other, each (B, T, some)."""
@@ -238,7 +256,7 @@ class DeepBins(AbstractBins):
 
 
 def trajectory_sites(
-    cells: Sequence[AbstractBins], infer: Callable[[Sites], AbstractTrajectories], *, steps: int
+    cells: Sequence[AbstractBins], infer: Infer, *, steps: int
 ) -> list[Sites]:
     """Sites of every trial, by modality: given ones, and of the others those at the optimum of the bound.
 
@@ -267,7 +285,7 @@ def _optimal(
     moving: Sequence[AbstractBins],
     here: list[Sites],
     given: Sequence[Sites],
-    infer: Callable[[Sites], AbstractTrajectories],
+    infer: Infer,
     steps: int,
 ) -> list[Sites]:
     def bound(sites: Sequence[Sites]) -> tuple[Tensor, list[Sites]]:

@@ -23,6 +23,7 @@ References:
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
@@ -33,7 +34,7 @@ from consilience.blocks.fourier import AbstractTrajectoryPrior, FourierPrior, Sc
 from consilience.blocks.likelihood_base import AbstractLikelihood
 from consilience.blocks.likelihoods import build_likelihood
 from consilience.blocks.networks import SiteEncoder, WaveDecoder
-from consilience.blocks.trajectories import Sites, Trajectories, infer_trajectories
+from consilience.blocks.trajectories import AbstractTrajectories, Sites
 from consilience.data.masking import Policy
 from consilience.data.observations import Modality, Observations, State
 from consilience.data.schema import ModalitySpec, Schema
@@ -50,6 +51,8 @@ KINDS = {"weights": "loadings", "offsets": "loadings"}  # other groups of parame
 # networks want smaller steps than loadings and noise; length scales wait for them, or would follow their first attempts
 SLOWER = {"decoders": 0.2, "encoders": 0.2, "prior": 0.1}
 STARTING = 4000  # bins that the start looks at, about
+SETTLED = 20_000  # bins by which encoders are tempered, about
+TEMPERS = [2 ** (-k / 2) for k in range(20)]  # of the precisions of taught sites, one of which is chosen
 
 
 class GPVAE(AbstractFamily):
@@ -96,6 +99,7 @@ class GPVAE(AbstractFamily):
 
 class _Module(AbstractModel):
     capabilities: ClassVar[frozenset[str]] = frozenset({"density", "latent", "generate", "limits"})
+    temper: Tensor  # of the precisions of taught sites by modality, (modalities,)
 
     def __init__(self, config: GPVAE, schema: Schema) -> None:
         super().__init__()
@@ -130,6 +134,7 @@ class _Module(AbstractModel):
         self.weights, self.offsets = nn.ParameterDict(weights), nn.ParameterDict(offsets)
         self.likelihoods = nn.ModuleDict(likelihoods)
         self.decoders, self.encoders = nn.ModuleDict(decoders), nn.ModuleDict(encoders)
+        self.register_buffer("temper", torch.ones(len(schema.names)))
         scales: Scales = {
             "length": torch.full((self.size,), config.length),
             "shortest": config.length / 3 if config.shortest is None else config.shortest,
@@ -159,9 +164,11 @@ class _Module(AbstractModel):
             if isinstance(one, DeepBins) and self.taught:
                 with torch.no_grad():
                     others = self._posterior(whole - sites[name])
+                    before = self.prior.marginals()
                 elsewhere = torch.stack([seen for other, seen in known.items() if other != name]).any(0)
                 applies = known[name] & elsewhere
-                found[f"fit/{name}"] = PerObject(torch.where(applies, one.lesson(others), 0.0), applies)
+                lesson = one.lesson(others, before, self._posterior)
+                found[f"fit/{name}"] = PerObject(torch.where(applies, lesson, 0.0), applies)
         divergence = q.divergence()
         for block, some in self.block_columns().items():
             found[f"kl/{block}"] = PerObject(divergence[:, some].sum(-1), everyone)
@@ -189,6 +196,21 @@ class _Module(AbstractModel):
             else:
                 self.weights[key].copy_(found.loadings)
                 self.offsets[key].copy_(offset)
+
+    @torch.no_grad()
+    def settle(self, rows: Observations) -> None:
+        """Measure by how much taught sites are too sure of trials that did not train their encoders."""
+        if not self.taught:
+            return
+        some = rows[slice(None, None, max(1, len(rows) * self.bins // SETTLED))]
+        cells = {name: self.cells(name, part) for name, part in some.parts.items()}
+        before = self.prior.marginals()
+        for number, (name, one) in enumerate(cells.items()):
+            if isinstance(one, DeepBins):
+                rest = [other for key, other in cells.items() if key != name]
+                others = self._posterior(multiplied(self._sites(rest)))
+                lessons = [replace(one, temper=s).lesson(others, before, self._posterior).sum() for s in TEMPERS]
+                self.temper[number] = TEMPERS[int(torch.stack(lessons).argmin())]
 
     def groups(self) -> tuple[Group, ...]:
         named = dict(self.named_parameters())
@@ -228,14 +250,15 @@ class _Module(AbstractModel):
                 columns,
                 self.size,
                 self.taught,
+                self.temper[self.schema.names.index(name)],
             )
         return LinearBins(likelihood, by_bin, rows, self._weight(name), self.offsets[key])
 
     def _sites(self, cells: Sequence[AbstractBins]) -> list[Sites]:
         return trajectory_sites(cells, self._posterior, steps=self.config.inference_steps)
 
-    def _posterior(self, sites: Sites) -> Trajectories:
-        return infer_trajectories(self.prior.root(), sites, diagonal=self.config.posterior == "diagonal")
+    def _posterior(self, sites: Sites) -> AbstractTrajectories:
+        return self.prior.posterior(sites, diagonal=self.config.posterior == "diagonal")
 
     def _weight(self, name: str) -> Tensor:
         weight = self.weights[slot(name)]

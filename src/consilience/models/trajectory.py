@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from consilience.blocks.noise import Noise
-from consilience.blocks.trajectories import Trajectories, update_trajectories
+from consilience.blocks.trajectories import AbstractTrajectories, update_trajectories
 from consilience.data.observations import Modality, Observations
 from consilience.errors import RequestError
 from consilience.models.base import Density
@@ -29,7 +29,7 @@ class TrajectoryConditional:
         steps: Natural-gradient steps behind a density.
     """
 
-    q: Trajectories
+    q: AbstractTrajectories
     exact: bool
     cells: Callable[[str, Modality], AbstractBins]
     columns: Mapping[str, Tensor]
@@ -39,8 +39,11 @@ class TrajectoryConditional:
     def latent(self, method: str = "default") -> dict[str, "BlockTrajectory"]:
         """Marginal posterior of each block, (B, T, L)."""
         _check(method)
-        mean, half = self.q.mean, self.q.half()
-        return {block: BlockTrajectory(mean[:, :, some], half[:, :, some]) for block, some in self.columns.items()}
+        mean, std = self.q.mean, self.q.variance.sqrt()
+        return {
+            block: BlockTrajectory(mean[:, :, some], std[:, :, some], self.q, some)
+            for block, some in self.columns.items()
+        }
 
     @torch.no_grad()
     def sample(self, targets: tuple[str, ...], noise: Noise, n: int, method: str = "default") -> dict[str, Tensor]:
@@ -114,20 +117,20 @@ class BlockTrajectory:
 
     Arguments:
         mean: Shape (B, T, L).
-        half: A, shape (B, T, L, K); the covariance of two latents is the product of their rows.
+        std: Marginal standard deviations, (B, T, L).
+        q: Posterior of all blocks.
+        columns: Latents of this one.
     """
 
     mean: Tensor
-    half: Tensor
-
-    @property
-    def std(self) -> Tensor:
-        """Marginal standard deviations, (B, T, L)."""
-        return self.half.square().sum(-1).sqrt()
+    std: Tensor
+    q: AbstractTrajectories
+    columns: Tensor
 
     def draw(self, normal: Tensor) -> Tensor:
         """Draws (S, B, T, L) from standard normals of that shape, of which the first K are used if K is less."""
-        wide = self.half.flatten(1, 2).mT  # (B, K, T L); its R has the same product with its transpose
+        half = self.q.half()[:, :, self.columns]  # A, (B, T, L, K): the covariance of two latents is a product of rows
+        wide = half.flatten(1, 2).mT  # (B, K, T L); its R has the same product with its transpose
         r = torch.linalg.qr(wide, mode="r")[1]
         white = normal.flatten(2)[..., : r.shape[1]].permute(1, 0, 2)
         return self.mean + (white @ r).permute(1, 0, 2).reshape(normal.shape)

@@ -1,0 +1,103 @@
+"""Sites of shared latents that an encoder is taught: how sure they should be, and when they give way."""
+
+import pytest
+import torch
+
+from consilience.blocks.fourier import TimePrior
+from consilience.blocks.likelihoods import Gaussian
+from consilience.blocks.trajectories import Sites, infer_trajectories
+from consilience.data.observations import Modality
+from consilience.models.bins import TAIL, DeepBins, trajectory_sites
+
+ROWS, BINS, LENGTH = 200, 30, 6.0
+
+
+@pytest.fixture
+def prior():
+    return TimePrior(
+        ["rbf"], BINS, length=torch.tensor([LENGTH]), shortest=2.0, longest=12.0, variance=torch.tensor([1.0])
+    ).double()
+
+
+def infer(prior):
+    return lambda sites: infer_trajectories(prior.root().detach(), sites)
+
+
+def bins_of(mean, precision):
+    """One latent, one cell by bin, and an encoder that says what it is told to."""
+    value = mean.reshape(-1, 1)
+    part = Modality(value, torch.zeros_like(value), torch.zeros_like(value, dtype=torch.uint8))
+    return DeepBins(
+        Gaussian(1), part, len(mean), None, lambda *_: (mean, precision), torch.tensor([0]), latents=1, taught=1
+    )
+
+
+def trajectories(prior, seed):
+    root = prior.root()[0].detach()
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(ROWS, root.shape[1], generator=generator, dtype=torch.float64) @ root.mT)[..., None]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("persistent", [True, False])
+def test_the_lesson_is_best_where_the_whole_trial_is_as_sure_as_right(prior, persistent):
+    """Errors alike in all bins of a trial, or independent: of both, the least lesson gives intervals that cover."""
+    z = trajectories(prior, 0)
+    generator = torch.Generator().manual_seed(1)
+    error = 0.6 * torch.randn(ROWS, 1 if persistent else BINS, 1, generator=generator, dtype=torch.float64)
+    mean = (z + error).expand_as(z)
+    knows = infer(prior)(Sites(1e4 * z, torch.full((*z.shape, 1), 1e4, dtype=z.dtype)))
+    before = prior.root().square().sum(-1).mT
+    grid = torch.logspace(-3, 2, 41, dtype=z.dtype)
+    score = torch.stack(
+        [bins_of(mean, p.expand_as(mean)).lesson(knows, before, infer(prior)).mean() for p in grid]
+    )
+    best = grid[score.argmin()]
+    alone = infer(prior)(Sites(best * mean, best.expand(*mean.shape, 1)))
+    covered = ((alone.mean - z).abs() < alone.variance.sqrt()).double().mean()
+    assert 0.6 < covered < 0.8
+    # one by one the bins of both know as much; together, far from it
+    assert (best < 0.7 / 0.36) == persistent
+    by_bin = infer(prior)(Sites(mean / 0.36, torch.full((*mean.shape, 1), 1 / 0.36, dtype=z.dtype)))
+    if persistent:
+        assert ((by_bin.mean - z).abs() < by_bin.variance.sqrt()).double().mean() < 0.45
+
+
+def test_who_says_nothing_teaches_nothing(prior):
+    mean = trajectories(prior, 2)[:3].requires_grad_()
+    precision = torch.ones_like(mean)
+    nothing = Sites(torch.zeros_like(mean), torch.zeros(*mean.shape, 1, dtype=mean.dtype))
+    something = Sites(nothing.shift, nothing.precision + 1.0)
+    before = prior.root().detach().square().sum(-1).mT
+    slopes = []
+    for sites in (nothing, something):
+        lesson = bins_of(mean, precision).lesson(infer(prior)(sites), before, infer(prior))
+        slopes.append(torch.autograd.grad(lesson.sum(), mean)[0].abs().max())
+    assert slopes[0] < 0.05 * slopes[1]
+
+
+@torch.no_grad()
+def test_a_taught_site_gives_way_where_others_disagree(prior):
+    """And not where they agree: the angle of a digit and its opposite look alike."""
+    z = trajectories(prior, 3)[:4]
+    precision = torch.full_like(z, 25.0)
+    others = Sites(25.0 * z, torch.full((*z.shape, 1), 25.0, dtype=z.dtype))
+
+    class Others:
+        def given(self):
+            return others
+
+        def first(self):
+            return None
+
+    for shift, largest in ((0.0, 0.15), (3.0, 0.5)):
+        told = bins_of(z + shift, precision)
+        parts = trajectory_sites([told, Others()], infer(prior), steps=20)
+        q = infer(prior)(parts[0] + parts[1])
+        assert (q.mean - z).abs().max() < largest
+        miss = 25.0 * ((q.mean - z - shift).square() + q.variance)
+        expected = torch.where(miss < 1, 25.0, 25.0 * (TAIL + 1) / (TAIL + miss))
+        torch.testing.assert_close(parts[0].precision[..., 0], expected, rtol=1e-3, atol=1e-3)
+        if shift:
+            gaussian = infer(prior)(Sites(25.0 * (2 * z + shift), 2 * others.precision))
+            assert (gaussian.mean - z).abs().min() > 1.0
