@@ -3,14 +3,18 @@
 import argparse
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 from rich.console import Console
 
+from consilience.plots import Labels, with_unit
+from consilience.plots.style import COLOURS, style
 from consilience.studies.runner import Results, markdown, meta, write_results
 
-__all__ = ["main", "say", "turns"]
+__all__ = ["Lines", "lines", "main", "say", "turns"]
 
 
 def main(name: str, measure: Callable[[int, bool], Results], argv: Sequence[str] | None = None) -> Results:
@@ -72,3 +76,33 @@ def turns(
                 step()
                 seconds[name].append(time.perf_counter() - begun)
     return {name: np.array(values) for name, values in seconds.items()}
+
+
+@dataclass(frozen=True)
+class Lines:
+    """A panel: points (x, y) by name, joined, on axes that are linear or logarithmic."""
+
+    points: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    labels: Labels
+    scales: tuple[str, str] = ("log", "log")
+    target: float | None = None
+
+
+def lines(panels: Sequence[Lines]) -> Figure:
+    """One figure of several panels, each with its legend; a target is a dashed line."""
+    with style():
+        figure = Figure(figsize=(3.4 * len(panels) + 0.4, 3.2), layout="constrained")
+        for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            for (name, (x, y)), colour in zip(panel.points.items(), COLOURS, strict=False):
+                axes.plot(x, y, "o-", ms=4, lw=1, color=colour, label=name)
+            if panel.target is not None:
+                axes.axhline(panel.target, color="0.5", lw=1, ls="--", label="target")
+            axes.set(
+                title=panel.labels.title,
+                xlabel=with_unit(panel.labels.x, panel.labels.x_unit),
+                ylabel=with_unit(panel.labels.y, panel.labels.y_unit),
+                xscale=panel.scales[0],
+                yscale=panel.scales[1],
+            )
+            axes.legend(loc="best")
+    return figure

@@ -65,7 +65,7 @@ def measure(seed: int, quick: bool) -> Results:
             begun = time.perf_counter()
             fitted = fit(family, obs[: sizes.train].renumbered(), config)
             seconds[name].append((time.perf_counter() - begun) * sizes.train / (sizes.steps * sizes.batch))
-            latent = fitted.latent(obs).mean["shared"][..., 0]
+            latent = fitted.latent(obs).mean["shared"]
             read_out = ReadOut.fit(latent[: sizes.train], angle[: sizes.train])
             truth, guess = angle[sizes.train :], read_out(latent[sizes.train :])
             errors[name].append(float(np.mean((truth - guess) ** 2)))

@@ -9,7 +9,7 @@ import consilience as cs
 from consilience.data.observations import Modality, Observations
 from consilience.data.schema import ModalitySpec, Schema
 from consilience.errors import CapabilityError, MemoryLimitError, RequestError, SchemaError
-from consilience.predict.tiles import TILE, conform, tiles
+from consilience.predict.tiles import TILE, TILE_CELLS, conform, tiles
 from constructors import fitted, mixed, plain
 
 
@@ -190,6 +190,15 @@ def test_a_limit_is_scored_by_its_probability():
             np.testing.assert_allclose(found, 0.0, atol=1e-6)
         else:
             assert (found < -1000).all()
+
+
+def test_objects_of_many_cells_come_in_smaller_tiles():
+    """A recording of pictures must not be padded to sixty-four of them."""
+    cells = TILE_CELLS // 4 + 1
+    schema = Schema(modalities=(ModalitySpec(name="film", shape=(cells,)),))
+    film = Observations.from_arrays(schema, {"film": np.zeros((4, cells))})
+    assert [len(tile.obs) for tile in tiles(film)] == [3, 3]
+    assert [len(tile.obs) for tile in tiles(film[:1])] == [3]
 
 
 def test_tiles_cover_the_table_in_order_and_are_all_of_one_size(rows):

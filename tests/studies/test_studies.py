@@ -292,8 +292,8 @@ def test_headings_are_scored_after_the_stretch_that_aligns_them():
 
 def test_a_read_out_recovers_a_curve_and_not_more():
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(40, 50))
-    quantity = np.abs(x) + 0.1 * rng.normal(size=x.shape)
+    x = rng.normal(size=(40, 50, 2))
+    quantity = np.abs(x[..., 0]) + x[..., 1] ** 2 + 0.1 * rng.normal(size=(40, 50))
     curved, straight = ReadOut.fit(x[:30], quantity[:30]), ReadOut.fit(x[:30], quantity[:30], linear=True)
     assert explained(quantity[30:], curved(x[30:])) > 0.95
     assert explained(quantity[30:], straight(x[30:])) < 0.05

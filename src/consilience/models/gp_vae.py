@@ -10,8 +10,8 @@ in Fourier coordinates (``blocks/fourier.py``) from sites, Gaussian factors of t
 
 - linear Gaussian cells have exact sites; if there are no others q is the posterior and the bound the evidence;
 - those of linear counts and flags are moved to the optimum of the bound by natural-gradient steps, per trial;
-- those of cells with a deep decoder are read from them by an encoder, trained with it; those of shared latents have
-  heavy tails and give way where other modalities disagree.
+- those of cells with a deep decoder are read from them by an encoder, trained with it; those of shared latents give way
+  where other modalities disagree.
 
 .. math::
     \log p(x) \ge \sum_{m,t,d\ \mathrm{seen}} E_{q(z_t)} \log p(x^{(m)}_{td} \mid f) - KL(q(z) \| p(z))
@@ -79,7 +79,7 @@ class GPVAE(AbstractFamily):
     decoders: dict[str, Literal["linear", "deep"]] = {}  # linear by default
     hidden: int = Field(default=128, ge=1)  # width of the networks of deep decoders and of their encoders
     window: int = Field(default=1, ge=1)  # bins that an encoder reads together, odd
-    inference_steps: int = Field(default=6, ge=1)  # natural-gradient steps of counts and flags
+    inference_steps: int = Field(default=6, ge=1)  # natural-gradient steps of sites that move
 
     @property
     def default_policy(self) -> Policy | None:

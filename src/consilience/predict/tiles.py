@@ -13,6 +13,7 @@ from consilience.typing import FloatArray
 __all__ = ["TILE", "Tile", "conform", "tiles"]
 
 TILE = 64  # objects in a tile; matrix products of one shape give a row the same bits wherever it stands
+TILE_CELLS = 2**19  # of all modalities in a tile: an object of many cells shares its tile with fewer others
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +30,9 @@ class Tile:
         return slice(self.start, self.start + self.rows)
 
 
-def tiles(obs: Observations, size: int = TILE) -> Iterator[Tile]:
-    """The tiles of a table, in order."""
+def tiles(obs: Observations) -> Iterator[Tile]:
+    """The tiles of a table, in order; their size depends on the schema alone."""
+    size = min(TILE, max(1, TILE_CELLS // sum(spec.size for spec in obs.schema.modalities)))
     for start in range(0, len(obs), size):
         rows = min(size, len(obs) - start)
         yield Tile(start, rows, _padded(obs[start : start + rows], size))

@@ -20,7 +20,7 @@ from consilience.studies.runner import Results, StudyConfig
 from consilience.typing import FloatArray
 from consilience.workflow.fit import fit
 
-__all__ = ["Settings", "run"]
+__all__ = ["BLOCKS", "QUANTITIES", "Settings", "block_scores", "run"]
 
 BLOCKS = ("shared", "private_spikes", "private_images")
 QUANTITIES = ("angle", "private", "zoom")  # what each block should know
@@ -98,8 +98,8 @@ def _one(config: StudyConfig, size: Settings, seed: int) -> _Run:
     begun = time.perf_counter()
     fitted = fit(config.config.family, seen, options)
     seconds = time.perf_counter() - begun
-    r2, linear = (_read(fitted, train, test, linear=flag) for flag in (False, True))
-    first = _read(early, train, test, linear=True)
+    r2, linear = (block_scores(fitted, train, test, linear=flag) for flag in (False, True))
+    first = block_scores(early, train, test, linear=True)
     family = config.config.family
     assert isinstance(family, GPVAE)
     learned = fitted.members[0].prior.length.detach().numpy()  # type: ignore[union-attr]
@@ -125,7 +125,7 @@ def _one(config: StudyConfig, size: Settings, seed: int) -> _Run:
     return _Run(train, test, fitted, {name: float(value) for name, value in numbers.items()}, r2)
 
 
-def _read(fitted: Fitted, train: Observations, test: Observations, *, linear: bool) -> FloatArray:
+def block_scores(fitted: Fitted, train: Observations, test: Observations, *, linear: bool) -> FloatArray:
     """R² on test trials of read-outs fitted on training trials, (blocks, quantities)."""
     latents = [fitted.latent(rows.select("spikes", "images")).mean for rows in (train, test)]
     truths = [_truth(rows) for rows in (train, test)]
@@ -133,7 +133,7 @@ def _read(fitted: Fitted, train: Observations, test: Observations, *, linear: bo
     for row, block in enumerate(BLOCKS):
         for column, quantity in enumerate(QUANTITIES):
             read_out = ReadOut.fit(latents[0][block], truths[0][quantity], linear=linear)
-            found[row, column] = explained(truths[1][quantity], read_out(latents[1][block])[..., 0])
+            found[row, column] = explained(truths[1][quantity], read_out(latents[1][block]))
     return found
 
 
@@ -186,7 +186,7 @@ def _incomplete(fitted: Fitted, train: Observations, test: Observations, seed: i
     found: dict[str, float] = {}
     for name, rows in cases.items():
         posterior = fitted.latent(rows)
-        mean, std = posterior.mean["shared"][..., 0], posterior.std["shared"][..., 0]
+        mean, std = posterior.mean["shared"], posterior.std["shared"]
         draws = read_out(mean + std * rng.standard_normal((200, *mean.shape)))
         low, high = np.percentile(draws, [16, 84], axis=0)
         found[f"r2_shared_{name}"] = explained(truth, read_out(mean))
@@ -207,7 +207,7 @@ def _trajectories(one: _Run, size: Settings, seed: int) -> plots.Figure:
     panels = []
     for block, quantity in zip(BLOCKS, QUANTITIES, strict=True):
         read_out = ReadOut.fit(before[block], _truth(one.train)[quantity])
-        mean, std = posterior.mean[block][..., 0], posterior.std[block][..., 0]
+        mean, std = posterior.mean[block], posterior.std[block]
         draws = read_out(mean + std * rng.standard_normal((size.draws, *mean.shape)))
         name = "|zoom|" if quantity == "zoom" else quantity
         panels.append(

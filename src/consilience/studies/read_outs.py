@@ -1,4 +1,4 @@
-"""Read-outs of one known quantity from one latent, fitted on training trials and scored on others."""
+"""Read-outs of one known quantity from the latents of a block, fitted on training trials and scored on others."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,12 +18,12 @@ RIDGE = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class ReadOut:
-    """A smooth map from one latent to one quantity: a latent is identified only up to such a map.
+    """A sum of smooth maps from each latent to one quantity: a latent is identified only up to such a map.
 
     Example:
-        >>> x = np.linspace(-2, 2, 400)
-        >>> curved = ReadOut.fit(x, x**2)
-        >>> round(explained(x**2, curved(x)), 2), abs(round(explained(x**2, ReadOut.fit(x, x**2, linear=True)(x)), 2))
+        >>> x = np.linspace(-2, 2, 400)[:, None]
+        >>> curved, straight = ReadOut.fit(x, x[:, 0] ** 2), ReadOut.fit(x, x[:, 0] ** 2, linear=True)
+        >>> round(explained(x[:, 0] ** 2, curved(x)), 2), abs(round(explained(x[:, 0] ** 2, straight(x)), 2))
         (1.0, 0.0)
     """
 
@@ -31,7 +31,7 @@ class ReadOut:
 
     @classmethod
     def fit(cls, latent: FloatArray, quantity: FloatArray, *, linear: bool = False) -> "ReadOut":
-        """A cubic spline, constant beyond the training latents, or a line; both arrays of any one shape."""
+        """Cubic splines, constant beyond the training latents (…, L), or lines; the quantity (…)."""
         from sklearn.linear_model import Ridge
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import SplineTransformer, StandardScaler
@@ -40,11 +40,11 @@ class ReadOut:
         if not linear:
             steps.append(SplineTransformer(n_knots=KNOTS, knots="quantile", extrapolation="constant"))
         model = make_pipeline(*steps, Ridge(alpha=RIDGE))
-        return cls(model.fit(latent.reshape(-1, 1), quantity.ravel()))
+        return cls(model.fit(latent.reshape(-1, latent.shape[-1]), quantity.ravel()))
 
     def __call__(self, latent: FloatArray) -> FloatArray:
-        """The quantity read from latents of any shape."""
-        return self.model.predict(latent.reshape(-1, 1)).reshape(latent.shape)
+        """The quantity (…) read from latents (…, L)."""
+        return self.model.predict(latent.reshape(-1, latent.shape[-1])).reshape(latent.shape[:-1])
 
 
 def explained(truth: FloatArray, guess: FloatArray) -> float:

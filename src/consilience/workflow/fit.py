@@ -25,6 +25,7 @@ from consilience.typing import PathOrStr
 __all__ = ["fit", "measure_coverage"]
 
 CHECKED = 500  # held-out rows behind the calibration record
+CHECKED_CELLS = 1_000_000  # and at most so many cells of a modality, but at least two rows
 DRAWS = 200
 
 
@@ -95,7 +96,8 @@ def fit(
 
 def measure_coverage(fitted: Fitted, held: Observations) -> dict[str, Any]:
     """Coverage of each modality given all others, per pattern, on held-out rows: plain numbers for the record."""
-    some = held[: min(CHECKED, len(held))]
+    most = max(spec.size for spec in fitted.schema.modalities)
+    some = held[: min(CHECKED, max(2, CHECKED_CELLS // most))]
     record: dict[str, Any] = {"rows": len(some), "selected_weights_on_these_rows": True, "given_the_rest": {}}
     for name in fitted.schema.names:
         ordered = fitted.schema[name].kind != "category"
