@@ -81,7 +81,7 @@ def test_an_encoder_of_a_window_reads_its_neighbours_and_no_further():
     moved = {name: part.value.copy() for name, part in obs.parts.items()}
     moved["picture"][0, 1, 0, 0] = 5.0
     before, after = (
-        cells_of(model, rows)["picture"].own[0][0]
+        cells_of(model, rows)["picture"].learned[0][0]
         for rows in (obs, Observations.from_arrays(obs.schema, moved))
     )
     changed = (before != after).any(-1)
@@ -99,7 +99,7 @@ def test_sites_of_counts_are_at_the_optimum_given_those_of_the_encoder():
     mean, factor = start.mean.clone().requires_grad_(), start.factor.clone().requires_grad_()
     q = type(conditional.q)(conditional.q.root, type(start)(mean, factor.tril()))
     # the taught sites as factors that give way, by the bound of their logarithm
-    center, precision = (some[..., :1].detach() for some in cells["picture"].own)
+    center, precision = (some.detach() for some in cells["picture"].learned)
     miss = precision * ((q.mean[..., :1] - center).square() + q.covariance[..., :1, 0])
     tails = -0.5 * torch.where(miss < 1, miss, 1 + 5 * torch.log1p((miss - 1).clamp_min(0) / 5)).flatten(1).sum(-1)
     bound = cells["counts"].expected(q) + given.expected(q.mean, q.covariance) + tails - q.divergence().sum(-1)
@@ -112,7 +112,8 @@ def test_the_objective_is_a_bound_of_the_evidence():
     obs = table(rows=3, seed=4)
     model = model_of(obs)
     # an encoder that nobody trained is too sure of itself to be sampled from
-    model.encoders["picture"].rest.layers[-1].bias[2:] -= 3
+    for network in (model.encoders, model.pupils):
+        network["picture"].rest.layers[-1].bias[1:] -= 3
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -1,12 +1,16 @@
 """Sites of shared latents that an encoder is taught: how sure they should be, and when they give way."""
 
+import numpy as np
 import pytest
 import torch
 
+import consilience as cs
 from consilience.blocks.fourier import TimePrior
 from consilience.blocks.likelihoods import Gaussian
 from consilience.blocks.trajectories import Sites, infer_trajectories
-from consilience.data.observations import Modality
+from consilience.data.observations import Modality, Observations
+from consilience.data.scaling import Scaler
+from consilience.data.schema import ModalitySpec, Schema
 from consilience.models.bins import TAIL, DeepBins, trajectory_sites
 
 ROWS, BINS, LENGTH = 200, 30, 6.0
@@ -28,7 +32,7 @@ def bins_of(mean, precision):
     value = mean.reshape(-1, 1)
     part = Modality(value, torch.zeros_like(value), torch.zeros_like(value, dtype=torch.uint8))
     return DeepBins(
-        Gaussian(1), part, len(mean), None, lambda *_: (mean, precision), torch.tensor([0]), latents=1, taught=1
+        Gaussian(1), part, len(mean), None, None, lambda *_: (mean, precision), torch.tensor([0]), latents=1, taught=1
     )
 
 
@@ -49,9 +53,7 @@ def test_the_lesson_is_best_where_the_whole_trial_is_as_sure_as_right(prior, per
     knows = infer(prior)(Sites(1e4 * z, torch.full((*z.shape, 1), 1e4, dtype=z.dtype)))
     before = prior.root().square().sum(-1).mT
     grid = torch.logspace(-3, 2, 41, dtype=z.dtype)
-    score = torch.stack(
-        [bins_of(mean, p.expand_as(mean)).lesson(knows, before, infer(prior)).mean() for p in grid]
-    )
+    score = torch.stack([bins_of(mean, p.expand_as(mean)).surprise(knows, before, infer(prior)).mean() for p in grid])
     best = grid[score.argmin()]
     alone = infer(prior)(Sites(best * mean, best.expand(*mean.shape, 1)))
     covered = ((alone.mean - z).abs() < alone.variance.sqrt()).double().mean()
@@ -101,3 +103,50 @@ def test_a_taught_site_gives_way_where_others_disagree(prior):
         if shift:
             gaussian = infer(prior)(Sites(25.0 * (2 * z + shift), 2 * others.precision))
             assert (gaussian.mean - z).abs().min() > 1.0
+
+
+class Told(torch.nn.Module):
+    """An encoder that says what it is told to."""
+
+    def __init__(self, mean, precision):
+        super().__init__()
+        self.mean, self.precision = mean, precision
+
+    def forward(self, value, seen):
+        return self.mean, torch.full_like(self.mean, self.precision)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("error", "tempered"), [(0.0, False), (0.6, True)])
+def test_encoders_are_tempered_where_held_out_trials_say_so(prior, error, tempered):
+    z = trajectories(prior, 4)[:40]
+    generator = torch.Generator().manual_seed(5)
+    loadings = torch.randn(20, 1, generator=generator, dtype=torch.float64)
+    signal = z @ loadings.mT
+    calcium = signal + 0.2 * torch.randn(signal.shape, generator=generator, dtype=torch.float64)
+    specs = (
+        ModalitySpec(name="calcium", shape=(BINS, 20), scale="none"),
+        ModalitySpec(name="picture", shape=(BINS, 2), scale="none"),
+    )
+    obs = Observations.from_arrays(
+        Schema(modalities=specs), {"calcium": calcium.numpy(), "picture": np.zeros((len(z), BINS, 2))}
+    )
+    family = cs.GPVAE(shared=1, decoders={"picture": "deep"}, length=LENGTH, hidden=4)
+    model = family.build(obs.schema, len(obs), 0).double().eval()
+    model.weights["calcium"].copy_(loadings)
+    model.likelihoods["calcium"].log_noise.fill_(2 * np.log(0.2))
+    wrong = error * torch.randn(len(z), 1, 1, generator=generator, dtype=torch.float64)
+    # without an error its precisions are right; with one, that lasts for a trial, they are too large by far
+    noise = 0.5 * torch.randn(z.shape, generator=generator, dtype=torch.float64)
+    model.pupils["picture"] = Told(z + noise + wrong, 4.0)
+    batch = Scaler.fit(obs).forward(obs).to(dtype=torch.float64)
+    before = model.condition(batch).latent()["shared"].std
+    alone = model.cells("picture", batch.parts["picture"]).learned[1]
+    model.settle(batch)
+    after = model.cells("picture", batch.parts["picture"]).learned[1]
+    assert bool(model.temper[1] < 0.3) == tempered
+    assert bool(model.temper[1] > 0.6) != tempered
+    torch.testing.assert_close(after, alone * model.temper[1])
+    assert model.temper[0] == 1
+    if tempered:
+        assert (model.condition(batch).latent()["shared"].std > before).all()

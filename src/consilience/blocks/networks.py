@@ -76,18 +76,19 @@ class SiteEncoder(nn.Module):
         latents: Number of latents it informs.
         hidden: Width of the layers.
         window: Number of bins read together, odd; with 1 bins are read one by one, else a temporal convolution.
-        quiet: Of how many latents, the first ones, it says next to nothing before it is trained.
+        quiet: Whether it says next to nothing before it is trained.
     """
 
-    def __init__(self, cells: int, latents: int, hidden: int, *, window: int = 1, quiet: int = 0) -> None:
+    def __init__(self, cells: int, latents: int, hidden: int, *, window: int = 1, quiet: bool = False) -> None:
         super().__init__()
         self.window = window
         self.seen = nn.Linear(cells, hidden)
         self.missing = nn.Linear(cells, hidden, bias=False)
         nn.init.zeros_(self.missing.weight)
         self.rest = Perceptron(hidden * window, hidden, 2 * latents)
-        with torch.no_grad():
-            self.rest.layers[-1].bias[latents : latents + quiet] = QUIET  # type: ignore[index, operator]
+        if quiet:
+            with torch.no_grad():
+                self.rest.layers[-1].bias[latents:] = QUIET  # type: ignore[index, operator]
 
     def forward(self, value: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and precision of the site of every latent, each (B, T, latents); precision zero where there is none.

@@ -21,6 +21,7 @@ __all__ = ["SCORED", "AbstractBins", "DeepBins", "LinearBins", "multiplied", "tr
 
 Infer = Callable[[Sites], AbstractTrajectories]  # q of sites
 
+ENOUGH = 1e-2  # nats of a trial that are worth another step
 SCORED = 128  # latent draws behind an estimated density
 TAIL = 4.0  # degrees of freedom of the density that scores a taught site, and of the factor that it is
 CENTRAL = 1.3033  # squared half-width of the central 68.27 % of Student's t with them
@@ -155,7 +156,8 @@ class DeepBins(AbstractBins):
     """
 
     decoder: WaveDecoder
-    encoder: SiteEncoder
+    encoder: SiteEncoder | None  # of the latents that are not taught, if there are any, or if none is
+    pupil: SiteEncoder | None  # of those that are
     columns: Tensor  # latents that the modality reads
     latents: int  # L
     taught: int = 0  # how many of them, the first ones, have sites that :meth:`lesson` trains and the bound does not
@@ -173,58 +175,90 @@ class DeepBins(AbstractBins):
         return self.decoder(z[..., self.columns])
 
     @cached_property
-    def own(self) -> tuple[Tensor, Tensor]:
-        """Mean and precision of the site of every latent that is read, each (B, T, own latents)."""
-        bins = (self.rows, -1, self.part.value.shape[-1])
-        mean, precision = self.encoder(self.part.value.view(bins), self.part.seen.view(bins))
-        taught = torch.arange(len(self.columns), device=precision.device) < self.taught
-        return mean, torch.where(taught, self.temper * precision, precision)
+    def learned(self) -> tuple[Tensor, Tensor]:
+        """Mean and precision of the site of every taught latent, each (B, T, taught)."""
+        assert self.pupil is not None, "no latent is taught"
+        mean, precision = self._read(self.pupil)
+        return mean, self.temper * precision
 
     def given(self) -> Sites | None:
-        mean, precision = (one[..., self.taught :] for one in self.own)
-        return self._sites(self.columns[self.taught :], mean, precision)
+        return None if self.encoder is None else self._sites(self.columns[self.taught :], *self._read(self.encoder))
 
-    @torch.no_grad()
     def first(self) -> Sites | None:
-        if self.taught == 0:
+        if self.pupil is None:
             return None
-        mean, precision = (one[..., : self.taught] for one in self.own)
-        return self._sites(self.columns[: self.taught], mean, precision)
+        mean, precision = self.learned  # with its gradient, for the lesson
+        return self._sites(self.columns[: self.taught], mean.detach(), precision.detach())
 
     @torch.no_grad()
     def improved(self, q: AbstractTrajectories) -> tuple[Tensor, Sites]:
-        some = self.columns[: self.taught]
-        mean, precision = (one[..., : self.taught] for one in self.own)
-        spread = q.variance[..., some]
-        miss = precision * ((q.mean[..., some] - mean).square() + spread)
+        some, (mean, precision) = self.columns[: self.taught], self.learned
+        miss = precision * ((q.mean[..., some] - mean).square() + q.variance[..., some])
         beyond = (miss - 1).clamp_min(0) / (TAIL + 1)
         value = -0.5 * (miss.clamp_max(1) + (TAIL + 1) * torch.log1p(beyond))
         return value.flatten(1).sum(-1), self._sites(some, mean, precision / (1 + beyond))
 
     def lesson(self, others: AbstractTrajectories, prior: Tensor, infer: Infer) -> Tensor:
-        r"""What is wrong with the taught sites in nats, (B,): :math:`-\sum \log t_\nu(m; \mu, v + V)`.
+        r"""What the taught sites are to be improved in, (B,): their means, then their precisions at these means.
+
+        The means m regress on what the other modalities say of each bin,
+        :math:`\sum_t r_t s_t^2 \tfrac{\nu + 1}{2} \log(1 + (m_t - \mu_t)^2 / \nu s_t^2)`, where :math:`r_t` is the
+        share of the prior variance that these explain and the width :math:`s_t` has no gradient and does not scale the
+        slopes of small errors. By likelihood alone the slope of a mean would be multiplied by its precision, and an
+        encoder that knows nothing yet would learn nothing. The precisions are then scored by :meth:`surprise`.
+
+        Arguments:
+            others: Posterior given all other modalities.
+            prior: Variance of every latent before anything is seen, (T, L).
+            infer: Gives q of sites.
+
+        References:
+            On the pitfalls of heteroscedastic uncertainty estimation with probabilistic neural networks (Seitzer et
+            al., 2022).
+        """
+        some, (mean, precision) = self.columns[: self.taught], self.learned
+        there = precision > 0
+        known, before = others.variance[..., some], prior[:, some]
+        width = ((1 / torch.where(there, precision.detach(), 1.0) + known) / before).clamp_max(1)
+        miss = (mean - others.mean[..., some]).square() / (before * width)
+        value = 0.5 * (TAIL + 1) * (1 - known / before) * width * torch.log1p(miss / TAIL)
+        return torch.where(there, value, 0.0).flatten(1).sum(-1) + self.surprise(others, prior, infer)
+
+    def surprise(self, others: AbstractTrajectories, prior: Tensor, infer: Infer) -> Tensor:
+        r"""How far others are from what the taught sites say, in nats, (B,): :math:`-\sum \log t_\nu(m; \mu, v + V)`.
 
         Mean m and variance v of a latent of a bin are those given these sites alone, of the whole trial: an encoder
         that is wrong in one bin is wrong alike in the next, so precisions that are right bin by bin would be too large
         together. μ and V are those of the factor by which all other modalities change its prior. The density is
         Student's, of the width at which :math:`m - \mu` lies within :math:`\pm\sqrt{v + V}` in 68 % of bins as a
         Gaussian would: few bins that are very wrong do not widen all others. The sum is least where the sites are as
-        sure as the encoder is right.
-
-        Arguments:
-            others: Posterior given all other modalities.
-            prior: Variance of every latent before anything is seen, (T, L).
-            infer: Gives q of sites.
+        sure as the encoder is right. Gradients flow through precisions alone.
         """
-        some = self.columns[: self.taught]
-        alone = infer(self._sites(some, *(one[..., : self.taught] for one in self.own)))
+        miss, total, _ = self._missed(others, prior, infer)
+        value = 0.5 * (TAIL + 1) * torch.log1p(CENTRAL * miss / TAIL) + 0.5 * torch.log(total) + LOG_NORMALISER
+        return value.flatten(1).sum(-1)
+
+    def covered(self, others: AbstractTrajectories, prior: Tensor, infer: Infer) -> float:
+        """The share of bins in which others are within a standard deviation of what the taught sites say.
+
+        Of those bins of which others say more than the prior does.
+        """
+        miss, _, heard = self._missed(others, prior, infer)
+        return float((miss < 1)[heard].double().mean()) if bool(heard.any()) else 1.0
+
+    def _missed(self, others: AbstractTrajectories, prior: Tensor, infer: Infer) -> tuple[Tensor, Tensor, Tensor]:
+        """Squared distance of others from these sites in units of its variance, that variance, and who is heard."""
+        some, (mean, precision) = self.columns[: self.taught], self.learned
+        alone = infer(self._sites(some, mean.detach(), precision))
         m, v = (one[..., some] for one in (alone.mean, alone.variance))
         known, before = others.variance[..., some], prior[:, some]
         gained = (1 / known - 1 / before).clamp_min(LEAST_GAIN / before)
         total = v + 1 / gained
-        miss = CENTRAL * (m - others.mean[..., some] / (known * gained)).square() / total
-        value = 0.5 * (TAIL + 1) * torch.log1p(miss / TAIL) + 0.5 * torch.log(total) + LOG_NORMALISER
-        return value.flatten(1).sum(-1)
+        return (m - others.mean[..., some] / (known * gained)).square() / total, total, gained * before > 1
+
+    def _read(self, encoder: SiteEncoder) -> tuple[Tensor, Tensor]:
+        bins = (self.rows, -1, self.part.value.shape[-1])
+        return encoder(self.part.value.view(bins), self.part.seen.view(bins))
 
     def _sites(self, columns: Tensor, mean: Tensor, precision: Tensor) -> Sites:
         """Sites of some latents, independent of each other, each (B, T, some)."""
@@ -255,9 +289,7 @@ class DeepBins(AbstractBins):
         return self.decoder((q.mean[..., own] + (factor @ normal[..., None])[..., 0]).flatten(0, 1))
 
 
-def trajectory_sites(
-    cells: Sequence[AbstractBins], infer: Infer, *, steps: int
-) -> list[Sites]:
+def trajectory_sites(cells: Sequence[AbstractBins], infer: Infer, *, steps: int, hasty: bool = False) -> list[Sites]:
     """Sites of every trial, by modality: given ones, and of the others those at the optimum of the bound.
 
     The bound takes given sites for their likelihood, which those of Gaussian cells are.
@@ -268,6 +300,7 @@ def trajectory_sites(
         cells: The modalities.
         infer: Gives q of sites.
         steps: Number of proposals per trial; one that lowers the bound is refused and the next is shorter.
+        hasty: Stop when no trial gains any more, so that how far one goes depends on those beside it.
     """
     parts: list[list[Sites]] = [[] if (given := one.given()) is None else [given] for one in cells]
     begun = [one.first() for one in cells]
@@ -275,8 +308,9 @@ def trajectory_sites(
     if moving:
         given = [Sites(one.shift.detach(), one.precision.detach()) for part in parts for one in part]
         first = [one for one in begun if one is not None]
-        for k, found in zip(moving, _optimal([cells[k] for k in moving], first, given, infer, steps), strict=True):
-            parts[k].append(found)
+        found = _optimal([cells[k] for k in moving], first, given, infer, steps=steps, hasty=hasty)
+        for k, sites in zip(moving, found, strict=True):
+            parts[k].append(sites)
     return [multiplied(part) for part in parts]
 
 
@@ -286,7 +320,9 @@ def _optimal(
     here: list[Sites],
     given: Sequence[Sites],
     infer: Infer,
+    *,
     steps: int,
+    hasty: bool,
 ) -> list[Sites]:
     def bound(sites: Sequence[Sites]) -> tuple[Tensor, list[Sites]]:
         """The bound (B,), and the sites to which a step of rate 1 leads."""
@@ -304,10 +340,13 @@ def _optimal(
         there = [one.towards(aim, rate) for one, aim in zip(here, aims, strict=True)]
         proposed, next_aims = bound(there)
         better = torch.isfinite(proposed) & (proposed > value - slack)
+        done = hasty and not bool((proposed > value + ENOUGH).any())
         here = [new.where(better, old) for new, old in zip(there, here, strict=True)]
         aims = [new.where(better, old) for new, old in zip(next_aims, aims, strict=True)]
         value = torch.where(better, proposed, value)
         rate = torch.where(better, (2 * rate).clamp_max(1), rate / 4)
+        if done:
+            break
     return here
 
 

@@ -49,10 +49,11 @@ __all__ = ["GPVAE"]
 Likelihood = Literal["gaussian", "poisson", "negative-binomial", "bernoulli"]
 KINDS = {"weights": "loadings", "offsets": "loadings"}  # other groups of parameters are called as their module
 # networks want smaller steps than loadings and noise; length scales wait for them, or would follow their first attempts
-SLOWER = {"decoders": 0.2, "encoders": 0.2, "prior": 0.1}
+SLOWER = {"decoders": 0.2, "encoders": 0.2, "pupils": 0.6, "prior": 0.1}
 STARTING = 4000  # bins that the start looks at, about
 SETTLED = 20_000  # bins by which encoders are tempered, about
-TEMPERS = [2 ** (-k / 2) for k in range(20)]  # of the precisions of taught sites, one of which is chosen
+TEMPERS = [2 ** (-k / 4) for k in range(40)]  # of the precisions of taught sites, one of which is chosen
+CENTRAL_MASS = 0.6827  # of a Gaussian, within a standard deviation
 
 
 class GPVAE(AbstractFamily):
@@ -112,7 +113,7 @@ class _Module(AbstractModel):
         # linear modalities know the shared latents before a network does, and teach it
         self.taught = config.shared if any(config.decoders.get(n) != "deep" for n in schema.names) else 0
         columns: dict[str, Tensor] = {}
-        weights, offsets, likelihoods, decoders, encoders = {}, {}, {}, {}, {}
+        weights, offsets, likelihoods, decoders, encoders, pupils = {}, {}, {}, {}, {}, {}
         begin = config.shared
         for spec in schema.modalities:
             own = config.private.get(spec.name, 0)
@@ -126,14 +127,18 @@ class _Module(AbstractModel):
             cells, own = bin_spec.size, len(columns[spec.name])
             if config.decoders.get(spec.name, "linear") == "deep":
                 decoders[key] = WaveDecoder(own, config.hidden, config.hidden, cells)
-                encoders[key] = SiteEncoder(cells, own, config.hidden, window=config.window, quiet=self.taught)
+                if self.taught:
+                    pupils[key] = SiteEncoder(cells, self.taught, config.hidden, window=config.window, quiet=True)
+                if own > self.taught or not self.taught:
+                    encoders[key] = SiteEncoder(cells, own - self.taught, config.hidden, window=config.window)
             else:
                 weights[key] = nn.Parameter(torch.zeros(cells, own))
                 offsets[key] = nn.Parameter(torch.zeros(cells))
         self.columns: Mapping[str, Tensor] = columns
         self.weights, self.offsets = nn.ParameterDict(weights), nn.ParameterDict(offsets)
         self.likelihoods = nn.ModuleDict(likelihoods)
-        self.decoders, self.encoders = nn.ModuleDict(decoders), nn.ModuleDict(encoders)
+        self.decoders = nn.ModuleDict(decoders)
+        self.encoders, self.pupils = nn.ModuleDict(encoders), nn.ModuleDict(pupils)
         self.register_buffer("temper", torch.ones(len(schema.names)))
         scales: Scales = {
             "length": torch.full((self.size,), config.length),
@@ -209,8 +214,10 @@ class _Module(AbstractModel):
             if isinstance(one, DeepBins):
                 rest = [other for key, other in cells.items() if key != name]
                 others = self._posterior(multiplied(self._sites(rest)))
-                lessons = [replace(one, temper=s).lesson(others, before, self._posterior).sum() for s in TEMPERS]
-                self.temper[number] = TEMPERS[int(torch.stack(lessons).argmin())]
+                for temper in TEMPERS:
+                    self.temper[number] = temper
+                    if replace(one, temper=temper).covered(others, before, self._posterior) >= CENTRAL_MASS:
+                        break
 
     def groups(self) -> tuple[Group, ...]:
         named = dict(self.named_parameters())
@@ -240,13 +247,13 @@ class _Module(AbstractModel):
         key, rows = slot(name), shape[0]
         if key in self.decoders:
             columns = self.columns[name].to(part.value.device)
-            decoder, encoder = self.decoders[key], self.encoders[key]
             return DeepBins(
                 likelihood,
                 by_bin,
                 rows,
-                decoder,  # type: ignore[arg-type]
-                encoder,  # type: ignore[arg-type]
+                self.decoders[key],  # type: ignore[arg-type]
+                self.encoders[key] if key in self.encoders else None,  # type: ignore[arg-type]
+                self.pupils[key] if key in self.pupils else None,  # type: ignore[arg-type]
                 columns,
                 self.size,
                 self.taught,
@@ -255,7 +262,7 @@ class _Module(AbstractModel):
         return LinearBins(likelihood, by_bin, rows, self._weight(name), self.offsets[key])
 
     def _sites(self, cells: Sequence[AbstractBins]) -> list[Sites]:
-        return trajectory_sites(cells, self._posterior, steps=self.config.inference_steps)
+        return trajectory_sites(cells, self._posterior, steps=self.config.inference_steps, hasty=self.training)
 
     def _posterior(self, sites: Sites) -> AbstractTrajectories:
         return self.prior.posterior(sites, diagonal=self.config.posterior == "diagonal")

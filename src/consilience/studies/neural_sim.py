@@ -98,8 +98,10 @@ def _one(config: StudyConfig, size: Settings, seed: int) -> _Run:
     begun = time.perf_counter()
     fitted = fit(config.config.family, seen, options)
     seconds = time.perf_counter() - begun
+    other_unit = fit(config.config.family, _bytes(seen), short)
     r2, linear = (block_scores(fitted, train, test, linear=flag) for flag in (False, True))
     first = block_scores(early, train, test, linear=True)
+    in_bytes = block_scores(other_unit, *(_bytes(rows) for rows in (train, test)), linear=True)
     family = config.config.family
     assert isinstance(family, GPVAE)
     learned = fitted.members[0].prior.length.detach().numpy()  # type: ignore[union-attr]
@@ -116,6 +118,7 @@ def _one(config: StudyConfig, size: Settings, seed: int) -> _Run:
         "r2_early_linear_private_spikes": first[1, 1],
         "r2_early_linear_private_images": first[2, 2],
         "early_seconds": early_seconds,
+        "r2_error_of_pixels_to_255": np.abs(in_bytes - first).max(),
         "length_scale_error_max": float(np.abs(learned / LENGTH - 1).max()),
         "r2_rates": _rate_score(fitted, test, size, seed),
         "image_mse_fraction": _image_score(fitted, train, test, size, seed),
@@ -123,6 +126,12 @@ def _one(config: StudyConfig, size: Settings, seed: int) -> _Run:
         **_incomplete(fitted, train, test, seed),
     }
     return _Run(train, test, fitted, {name: float(value) for name, value in numbers.items()}, r2)
+
+
+def _bytes(rows: Observations) -> Observations:
+    """The same trials with pixels from 0 to 255."""
+    values = {name: part.value for name, part in rows.parts.items()}
+    return Observations.from_arrays(rows.schema, {**values, "images": 255 * values["images"]}, ids=rows.ids)
 
 
 def block_scores(fitted: Fitted, train: Observations, test: Observations, *, linear: bool) -> FloatArray:
