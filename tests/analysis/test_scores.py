@@ -71,7 +71,16 @@ def test_more_cells_widen_the_band():
     assert all(a > b for a, b in zip(one[0], many[0], strict=True))
     assert coverage_band(0, LEVELS) == ((0.0,) * 4, (1.0,) * 4)
     assert histogram_band(0, 10) == (0.0, 10.0)
-    assert uniform_pvalue(np.array([np.nan])) == 1.0
+
+
+def test_the_least_uniform_column_is_found_whatever_is_missing():
+    rng = np.random.default_rng(5)
+    u = rng.uniform(size=(60, 40))
+    u[:, 7] **= 1.5
+    u[rng.random(u.shape) < 0.3] = np.nan
+    each = [stats.kstest(column[np.isfinite(column)], "uniform").pvalue for column in u.T]
+    assert uniform_pvalue(u) == pytest.approx(min(each), rel=1e-6)
+    assert uniform_pvalue(np.full((3, 1), np.nan)) == 1.0
 
 
 @pytest.mark.parametrize("levels", [(), (0.9, 0.5), (0.5, 1.0), (0.0, 0.5), (0.5, 0.5)])

@@ -101,14 +101,22 @@ def histogram_band(rows: int, bins: int, confidence: float = 0.99, cells: int = 
 
 
 def uniform_pvalue(u: FloatArray) -> float:
-    """Kolmogorov-Smirnov p-value of PIT values (NaN left out) against the uniform distribution.
+    """Smallest Kolmogorov-Smirnov p-value of the columns of PIT values (N, C), NaN left out, against uniformity.
 
     Example:
-        >>> uniform_pvalue(np.linspace(0.01, 0.99, 99)) > 0.9, uniform_pvalue(np.full(99, 0.5)) < 1e-6
+        >>> u = np.stack([np.linspace(0.01, 0.99, 99), np.full(99, 0.5)], axis=1)
+        >>> uniform_pvalue(u[:, :1]) > 0.9, uniform_pvalue(u) < 1e-6
         (True, True)
     """
-    u = u[np.isfinite(u)]
-    return float(stats.kstest(u, "uniform").pvalue) if len(u) else 1.0
+    ordered = np.sort(u, axis=0)  # NaN last
+    known = np.isfinite(ordered)
+    rows = known.sum(axis=0)
+    rank = np.arange(len(u))[:, None]
+    above = np.where(known, (rank + 1) / np.maximum(rows, 1) - ordered, 0.0)
+    below = np.where(known, ordered - rank / np.maximum(rows, 1), 0.0)
+    distance = np.maximum(above, below).max(axis=0, initial=0.0)
+    # of columns with as many values the one that is farthest away has the smallest p-value
+    return min((float(stats.kstwo.sf(distance[rows == n].max(), n)) for n in np.unique(rows[rows > 0])), default=1.0)
 
 
 def _windows(rows: int, levels: tuple[float, ...], tail: float) -> list[tuple[int, int]]:

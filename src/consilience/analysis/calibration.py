@@ -212,8 +212,9 @@ def _judge(
     edge = [coverage_band(int(count), bands.levels, bands.confidence, used) for count in rows]
     low, high = np.array([e[0] for e in edge]), np.array([e[1] for e in edge])
     ok = (rows[:, None] == 0) | ((coverage >= low - 1e-12) & (coverage <= high + 1e-12))
-    worst = min(coverage_pvalue(tuple(map(int, inside[c])), int(rows[c]), bands.levels) for c in range(len(cells)))
-    uniform = min(uniform_pvalue(u[:, c]) for c in range(len(cells)))
+    counts = np.unique(np.column_stack([inside, rows]), axis=0)  # many cells of few rows have the same
+    worst = min(coverage_pvalue(tuple(map(int, count[:-1])), int(count[-1]), bands.levels) for count in counts)
+    uniform = uniform_pvalue(u)
     sd = np.where(np.isfinite(truth), scored["sd"], np.nan)
     error = scored["mean"] - truth
     spread = root_mean_square(truth - _column_mean(truth))

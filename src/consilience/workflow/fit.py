@@ -25,7 +25,7 @@ from consilience.typing import PathOrStr
 __all__ = ["fit", "measure_coverage"]
 
 CHECKED = 500  # held-out rows behind the calibration record
-CHECKED_CELLS = 1_000_000  # and at most so many cells of a modality, but at least two rows
+CHECKED_CELLS = 500_000  # and at most so many cells of a modality, but at least two rows
 DRAWS = 200
 
 
