@@ -79,7 +79,9 @@ def demo(
 
 @app.command(epilog="Example: consilience study quasars-hst --data DIR --out results/quasars-hst")
 def study(
-    name: Annotated[str, typer.Argument(help="quasars, quasars-hst or quasars-sdss.", show_default=False)],
+    name: Annotated[
+        str, typer.Argument(help="quasars, quasars-hst, quasars-sdss, neural-sim, fly or rat.", show_default=False)
+    ],
     *,
     out: Annotated[Path, typer.Option("--out", help="Folder of results.", show_default=False)],
     data: Annotated[Path | None, typer.Option("--data", help="Folder of real data.")] = None,

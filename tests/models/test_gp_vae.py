@@ -148,6 +148,23 @@ def test_sites_of_counts_are_at_the_optimum_of_the_bound():
     assert max(float(slope.abs().max()) for slope in slopes) < 1e-4
 
 
+@torch.no_grad()
+def test_training_stops_at_the_optimum_and_not_before():
+    """With fewer proposals where none gains a hundredth of a nat."""
+    obs = table(rows=6, seed=8, counts=True)
+    model = model_of(obs, inference_steps=40)
+    calls = []
+    infer = model.prior.posterior
+    model.prior.posterior = lambda *a, **k: calls.append(1) or infer(*a, **k)
+    found = []
+    for training in (False, True):
+        calls.clear()
+        terms = model.train(training).terms(batch(obs), batch(obs))
+        found.append((len(calls), sum(term.value for term in terms.values())))
+    assert found[1][0] < found[0][0] / 2
+    torch.testing.assert_close(found[1][1], found[0][1], atol=2e-2, rtol=0)
+
+
 def test_densities_of_counts_agree_with_plain_averaging():
     obs = table(rows=3, seed=5, counts=True)
     hide = {"a": np.ones_like(obs.parts["a"].seen)}
