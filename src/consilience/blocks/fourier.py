@@ -179,19 +179,8 @@ class AbstractTrajectoryPrior(nn.Module, ABC):
         """Prior variances ρ, shape (L,)."""
         return (self.middle + math.log(FREEDOM) * torch.tanh(self.stretch)).exp()
 
-    @property
-    def long(self) -> bool:
-        """Whether trials are so long that local coordinates are the faster ones."""
-        return False
-
-    def local_root(self) -> LocalRoot:
-        """Φ of local coordinates, where trials are long."""
-        raise NotImplementedError(f"{type(self).__name__} has no local coordinates")
-
     def posterior(self, sites: Sites, *, diagonal: bool = False) -> AbstractTrajectories:
         """q(z) of every trial from sites; see :func:`infer_trajectories`."""
-        if self.long and not diagonal:
-            return infer_local(self.local_root(), sites)
         return infer_trajectories(self.root(), sites, diagonal=diagonal)
 
     def marginals(self) -> Tensor:
@@ -243,8 +232,7 @@ class FourierPrior(AbstractTrajectoryPrior):
         self.functions = [SPECTRA[name].density if name in SPECTRA else own for name in kernels]
         basis, omega = fourier_basis(bins, circle)
         self.prune = prune
-        local = all(name in SPECTRA for name in kernels)
-        self.reaches = torch.tensor([SPECTRA[name].reach for name in kernels]) if local else None
+        self.kernels, self.local = tuple(kernels), PERIODIC not in kernels
         kept = _needed(self._densities(omega, torch.full((len(kernels), 1), self.shortest).double()), prune)
         self.register_buffer("basis", basis[:, kept])
         self.register_buffer("omega", omega[kept])
@@ -266,12 +254,20 @@ class FourierPrior(AbstractTrajectoryPrior):
 
     @property
     def long(self) -> bool:
-        return self.reaches is not None and len(self.basis) >= LONG * self._window(self.reaches)
+        """Whether trials are so long that local coordinates are the faster ones; periodic latents have none."""
+        return self.local and len(self.basis) >= LONG * self._window()
+
+    def posterior(self, sites: Sites, *, diagonal: bool = False) -> AbstractTrajectories:
+        if self.long and not diagonal:
+            return infer_local(self.local_root(), sites)
+        return super().posterior(sites, diagonal=diagonal)
+
+    def marginals(self) -> Tensor:
+        return self.local_root().variance().to(self.position.dtype) if self.long else super().marginals()
 
     def local_root(self) -> LocalRoot:
         """The same processes, but for frequencies that are pruned and for tails of the bumps that are cut off."""
-        assert self.reaches is not None, "a periodic latent is not local"
-        width = self._window(self.reaches)
+        width = self._window()
         circle = 4 * width
         omega = 2 * math.pi * torch.arange(circle // 2 + 1).to(self.omega) / circle
         spectrum = self.variance.double()[:, None] * self._densities(omega, self.length.double()[:, None])
@@ -285,12 +281,10 @@ class FourierPrior(AbstractTrajectoryPrior):
         bumps = waves @ spectrum[:, :kept].sqrt().mT / math.sqrt(4 * points * circle)
         return LocalRoot(bumps.movedim(-1, 0), len(self.basis))
 
-    def marginals(self) -> Tensor:
-        return self.local_root().variance().to(self.position.dtype) if self.long else super().marginals()
-
-    def _window(self, reaches: Tensor) -> int:
+    def _window(self) -> int:
         """Bins between the centres of two blocks of local coordinates, even."""
-        return max(SMALLEST, 2 * math.ceil(float((reaches.to(self.length) * self.length.detach()).max())))
+        reach = torch.tensor([SPECTRA[name].reach for name in self.kernels]).to(self.length)
+        return max(SMALLEST, 2 * math.ceil(float((reach * self.length.detach()).max())))
 
     def _densities(self, omega: Tensor, length: Tensor) -> Tensor:
         rows = [function(omega, length[k : k + 1]) for k, function in enumerate(self.functions)]
