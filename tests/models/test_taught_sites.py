@@ -150,3 +150,42 @@ def test_encoders_are_tempered_where_held_out_trials_say_so(prior, error, temper
     assert model.temper[0] == 1
     if tempered:
         assert (model.condition(batch).latent()["shared"].std > before).all()
+
+
+@torch.no_grad()
+def test_what_others_know_of_a_sum_of_latents_counts():
+    """Of two latents one modality sees the sum: neither is known by itself, and an encoder of both can be judged."""
+    generator = torch.Generator().manual_seed(6)
+    prior = TimePrior(
+        ["rbf"] * 2,
+        BINS,
+        length=torch.tensor([LENGTH, LENGTH]),
+        shortest=2.0,
+        longest=12.0,
+        variance=torch.tensor([1.0, 2.0]),
+    ).double()
+    root = prior.root().detach()
+    z = torch.stack(
+        [torch.randn(40, root.shape[2], generator=generator, dtype=torch.float64) @ root[k].mT for k in range(2)], -1
+    )
+    axis = torch.tensor([1.0, 1.0], dtype=torch.float64)
+    precise = 1e3 * torch.outer(axis, axis).expand(*z.shape, 2)
+    others = infer(prior)(Sites((precise @ z[..., None])[..., 0], precise))
+    before = prior.marginals()
+    precision = torch.full_like(z, 16.0)
+
+    def judged(error):
+        mean = z + error
+        value = mean.flatten(0, 1)
+        part = Modality(value, torch.zeros_like(value), torch.zeros_like(value, dtype=torch.uint8))
+        columns = torch.tensor([0, 1])
+        return DeepBins(
+            Gaussian(2), part, len(z), None, None, lambda *_: (mean, precision), columns, latents=2, taught=2
+        ).covered(others, before, infer(prior))
+
+    noise = 0.25 * torch.randn(z.shape, generator=generator, dtype=torch.float64)
+    lasting = torch.randn(len(z), 1, 1, generator=generator, dtype=torch.float64)
+    opposite = torch.tensor([1.0, -1.0], dtype=torch.float64)
+    assert 0.6 < judged(noise) < 0.76
+    assert judged(noise + lasting * axis) < 0.3  # wrong in what the others see
+    assert judged(noise + 0.2 * lasting * opposite) > 0.5  # and in what they do not

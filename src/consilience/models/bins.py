@@ -217,11 +217,12 @@ class DeepBins(AbstractBins):
             al., 2022).
         """
         some, (mean, precision) = self.columns[: self.taught], self.learned
-        there = precision > 0
-        known, before = others.variance[..., some], prior[:, some]
-        width = ((1 / torch.where(there, precision.detach(), 1.0) + known) / before).clamp_max(1)
-        miss = (mean - others.mean[..., some]).square() / (before * width)
-        value = 0.5 * (TAIL + 1) * (1 - known / before) * width * torch.log1p(miss / TAIL)
+        axes, gain, _ = self._heard(others, prior)
+        there, scale = precision > 0, prior[:, some].sqrt()
+        own = 1 / (torch.where(there, precision.detach(), 1.0) * scale.square())
+        width = (_along(axes.square(), own) + 1 / (1 + gain)).clamp_max(1)
+        miss = _along(axes, (mean - others.mean[..., some]) / scale).square() / width
+        value = 0.5 * (TAIL + 1) * gain / (1 + gain) * width * torch.log1p(miss / TAIL)
         return torch.where(there, value, 0.0).flatten(1).sum(-1) + self.surprise(others, prior, infer)
 
     def surprise(self, others: AbstractTrajectories, prior: Tensor, infer: Infer) -> Tensor:
@@ -229,32 +230,47 @@ class DeepBins(AbstractBins):
 
         Mean m and variance v of a latent of a bin are those given these sites alone, of the whole trial: an encoder
         that is wrong in one bin is wrong alike in the next, so precisions that are right bin by bin would be too large
-        together. μ and V are those of the factor by which all other modalities change its prior. The density is
-        Student's, of the width at which :math:`m - \mu` lies within :math:`\pm\sqrt{v + V}` in 68 % of bins as a
-        Gaussian would: few bins that are very wrong do not widen all others. The sum is least where the sites are as
+        together. μ and V are those of the factor by which all other modalities change its prior, along its axes. The
+        density is Student's, of the width at which :math:`m - \mu` lies within :math:`\pm\sqrt{v + V}` in 68 % of bins
+        as a Gaussian would: few bins that are very wrong do not widen all others. The sum is least where sites are as
         sure as the encoder is right. Gradients flow through precisions alone.
         """
-        miss, total, _ = self._missed(others, prior, infer)
+        miss, total = self._missed(others, prior, infer)
         value = 0.5 * (TAIL + 1) * torch.log1p(CENTRAL * miss / TAIL) + 0.5 * torch.log(total) + LOG_NORMALISER
         return value.flatten(1).sum(-1)
 
     def covered(self, others: AbstractTrajectories, prior: Tensor, infer: Infer) -> float:
         """The share of bins in which others are within a standard deviation of what the taught sites say.
 
-        Of those bins of which others say more than the prior does.
+        Along those axes of which others say more than the prior does.
         """
-        miss, _, heard = self._missed(others, prior, infer)
-        return float((miss < 1)[heard].double().mean()) if bool(heard.any()) else 1.0
+        heard = self._heard(others, prior)[1] > 1
+        inside = self._missed(others, prior, infer)[0] < 1
+        return float(inside[heard].double().mean()) if bool(heard.any()) else 1.0
 
-    def _missed(self, others: AbstractTrajectories, prior: Tensor, infer: Infer) -> tuple[Tensor, Tensor, Tensor]:
-        """Squared distance of others from these sites in units of its variance, that variance, and who is heard."""
+    def _missed(self, others: AbstractTrajectories, prior: Tensor, infer: Infer) -> tuple[Tensor, Tensor]:
+        """Squared distance of others from these sites in units of its variance, and that variance, by axis."""
         some, (mean, precision) = self.columns[: self.taught], self.learned
-        alone = infer(self._sites(some, mean.detach(), precision))
-        m, v = (one[..., some] for one in (alone.mean, alone.variance))
-        known, before = others.variance[..., some], prior[:, some]
-        gained = (1 / known - 1 / before).clamp_min(LEAST_GAIN / before)
-        total = v + 1 / gained
-        return (m - others.mean[..., some] / (known * gained)).square() / total, total, gained * before > 1
+        axes, gain, said = self._heard(others, prior)
+        alone, scale = infer(self._sites(some, mean.detach(), precision)), prior[:, some].sqrt()
+        total = _along(axes.square(), alone.variance[..., some] / scale.square()) + 1 / gain
+        return (_along(axes, alone.mean[..., some] / scale) - said).square() / total, total
+
+    @torch.no_grad()
+    def _heard(self, others: AbstractTrajectories, prior: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The factor by which others change the prior of the taught latents of each bin, in units of the prior.
+
+        Its axes in columns (B, T, taught, taught), its precisions along them and its means. Two latents of which one
+        modality sees a sum are known along one axis and not along the other, though neither is known by itself.
+        """
+        some = self.columns[: self.taught]
+        scale = prior[:, some].double().sqrt()
+        inverse = torch.linalg.inv(others.covariance[..., some[:, None], some].double())
+        inverse = scale[..., None] * inverse * scale[..., None, :]
+        gain, axes = torch.linalg.eigh(inverse - torch.eye(self.taught).to(inverse))
+        gain = gain.clamp_min(LEAST_GAIN)
+        said = _along(axes, (inverse @ (others.mean[..., some].double() / scale)[..., None])[..., 0]) / gain
+        return axes.to(prior), gain.to(prior), said.to(prior)
 
     def _read(self, encoder: SiteEncoder) -> tuple[Tensor, Tensor]:
         bins = (self.rows, -1, self.part.value.shape[-1])
@@ -287,6 +303,11 @@ class DeepBins(AbstractBins):
         jitter = 1e-6 * covariance.diagonal(dim1=-2, dim2=-1).amax(-1, keepdim=True) + 1e-12
         factor = torch.linalg.cholesky(covariance + torch.diag_embed(jitter.expand(*jitter.shape[:2], len(own))))
         return self.decoder((q.mean[..., own] + (factor @ normal[..., None])[..., 0]).flatten(0, 1))
+
+
+def _along(axes: Tensor, x: Tensor) -> Tensor:
+    """Components (…, taught) of x along axes in columns (…, taught, taught)."""
+    return (axes * x[..., None]).sum(-2)
 
 
 def trajectory_sites(cells: Sequence[AbstractBins], infer: Infer, *, steps: int, hasty: bool = False) -> list[Sites]:
