@@ -80,29 +80,25 @@ def turns(
 
 @dataclass(frozen=True)
 class Lines:
-    """A panel: points (x, y) by name, joined, on axes that are linear or logarithmic."""
+    """A panel: points (x, y) by name, joined, on axes that are linear or logarithmic; x may be words."""
 
     points: Mapping[str, tuple[np.ndarray, np.ndarray]]
     labels: Labels
     scales: tuple[str, str] = ("log", "log")
-    target: float | None = None
 
 
 def lines(panels: Sequence[Lines]) -> Figure:
-    """One figure of several panels, each with its legend; a target is a dashed line."""
+    """One figure of several panels, each with its legend."""
     with style():
         figure = Figure(figsize=(3.4 * len(panels) + 0.4, 3.2), layout="constrained")
         for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            axes.set(xscale=panel.scales[0], yscale=panel.scales[1])  # before words, which bring their own ticks
             for (name, (x, y)), colour in zip(panel.points.items(), COLOURS, strict=False):
                 axes.plot(x, y, "o-", ms=4, lw=1, color=colour, label=name)
-            if panel.target is not None:
-                axes.axhline(panel.target, color="0.5", lw=1, ls="--", label="target")
             axes.set(
                 title=panel.labels.title,
                 xlabel=with_unit(panel.labels.x, panel.labels.x_unit),
                 ylabel=with_unit(panel.labels.y, panel.labels.y_unit),
-                xscale=panel.scales[0],
-                yscale=panel.scales[1],
             )
             axes.legend(loc="best")
     return figure

@@ -112,16 +112,17 @@ def _figure(found: Mapping[str, np.ndarray]):  # noqa: ANN202 - a figure
     panels = []
     for setting, values in SETTINGS.items():
         scores = np.stack([found.get(f"{setting} {value:g}", found["default"]) for value in values])
-        points = {q: (np.array(values), scores[:, k]) for k, q in enumerate(QUANTITIES)}
-        points["largest leak"] = (np.array(values), scores[:, 3])
         unit = "bins" if "length" in setting else ""
-        panels.append(Lines(points, Labels(setting, "R² on test trials", "", unit, ""), ("log", "linear")))
+        panels.append(_panel([f"{value:g}" for value in values], scores, setting, unit))
     names = ["default", *ALLOCATIONS]
-    scores = np.stack([found[name] for name in names])
-    points = {q: (np.arange(len(names)), scores[:, k]) for k, q in enumerate([*QUANTITIES, "largest leak"])}
-    title = ", ".join(f"{k}: {name}" for k, name in enumerate(names))
-    panels.append(Lines(points, Labels("allocation", "R² on test trials", title), ("linear", "linear")))
+    words = [name.replace(" of ", " of\n") for name in names]
+    panels.append(_panel(words, np.stack([found[name] for name in names]), "allocation", ""))
     return lines(panels)
+
+
+def _panel(x: list[str], scores: np.ndarray, setting: str, unit: str) -> Lines:
+    points = {name: (np.array(x), scores[:, k]) for k, name in enumerate([*QUANTITIES, "largest leak"])}
+    return Lines(points, Labels(setting, "R² on test trials", "", unit, ""), ("linear", "linear"))
 
 
 if __name__ == "__main__":

@@ -250,7 +250,7 @@ def _rates(one: _Run, size: Settings, seed: int) -> plots.Figure:
                 truth[k, :, neuron],
                 some.parts["spikes"].value[k, :, neuron],
                 plots.Labels(
-                    "time", f"rate of neuron {neuron}", f"trial {some.ids[k]}" if row == 0 else "", "s", "1 / bin"
+                    "time", f"neuron {neuron}", f"trial {some.ids[k]}" if row == 0 else "", "s", "1 / bin"
                 ),
             )
             for k in range(len(some))
