@@ -47,8 +47,8 @@ class Sizes:
     neurons: int = 100
     bins: int = 60
     dimensions: tuple[int, ...] = (1, 2, 3)
-    steps: int = 200
-    batch: int = 48
+    steps: int = 120  # 200 with batches of 48 gain less than 1e-4 bits per spike on validation trials
+    batch: int = 24
     seeds: int = 3
 
 

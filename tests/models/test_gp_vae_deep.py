@@ -12,7 +12,7 @@ from consilience.data.observations import Observations
 from consilience.data.scaling import Scaler
 from consilience.data.schema import ModalitySpec, Schema
 from consilience.errors import SchemaError
-from consilience.models.bins import DeepBins, LinearBins
+from consilience.models.bins import DeepBins, LinearBins, _weighed
 
 BINS = 10
 
@@ -81,7 +81,7 @@ def test_an_encoder_of_a_window_reads_its_neighbours_and_no_further():
     moved = {name: part.value.copy() for name, part in obs.parts.items()}
     moved["picture"][0, 1, 0, 0] = 5.0
     before, after = (
-        cells_of(model, rows)["picture"].learned[0][0]
+        cells_of(model, rows)["picture"].taught.mean[0].flatten(1)
         for rows in (obs, Observations.from_arrays(obs.schema, moved))
     )
     changed = (before != after).any(-1)
@@ -99,7 +99,8 @@ def test_sites_of_counts_are_at_the_optimum_given_those_of_the_encoder():
     mean, factor = start.mean.clone().requires_grad_(), start.factor.clone().requires_grad_()
     q = type(conditional.q)(conditional.q.root, type(start)(mean, factor.tril()))
     # the taught sites as factors that give way, by the bound of their logarithm
-    center, precision = (some.detach() for some in cells["picture"].learned)
+    moving = _weighed([cells["counts"], cells["picture"]], [given], model._posterior, hasty=False)
+    center, precision = (some.detach() for some in moving[1].taught.moments)
     miss = precision * ((q.mean[..., :1] - center).square() + q.covariance[..., :1, 0])
     tails = -0.5 * torch.where(miss < 1, miss, 1 + 5 * torch.log1p((miss - 1).clamp_min(0) / 5)).flatten(1).sum(-1)
     bound = cells["counts"].expected(q) + given.expected(q.mean, q.covariance) + tails - q.divergence().sum(-1)
@@ -112,13 +113,15 @@ def test_the_objective_is_a_bound_of_the_evidence():
     obs = table(rows=3, seed=4)
     model = model_of(obs)
     # an encoder that nobody trained is too sure of itself to be sampled from
-    for network in (model.encoders, model.pupils):
-        network["picture"].rest.layers[-1].bias[1:] -= 3
+    model.encoders["picture"].reader.rest.layers[-1].bias[1:] -= 3
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         bounds = torch.stack(
-            [-sum(term.value for term in model.terms(batch(obs), batch(obs)).values()) for _ in range(200)]
+            [
+                -sum(t.value for name, t in model.terms(batch(obs), batch(obs)).items() if not name.startswith("fit/"))
+                for _ in range(200)
+            ]
         )
     # the evidence by importance sampling from q, with its error
     q = model.condition(batch(obs)).q

@@ -59,6 +59,13 @@ class Poisson(_Counts):
         value = part.value * (mean + log_e) - torch.exp(mean + log_e + 0.5 * variance) - torch.lgamma(part.value + 1)
         return torch.where(part.seen, value, 0.0)
 
+    @torch.no_grad()
+    def slopes(self, part: Modality, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        log_e, seen = _log_exposure(part), part.seen
+        rate = torch.where(seen, torch.exp(mean + log_e + 0.5 * variance), 0.0)
+        value = torch.where(seen, part.value * (mean + log_e) - torch.lgamma(part.value + 1), 0.0) - rate
+        return value, torch.where(seen, part.value, 0.0) - rate, -0.5 * rate
+
     def _log_prob(self, part: Modality, log_rate: Tensor) -> Tensor:
         return part.value * log_rate - log_rate.exp() - torch.lgamma(part.value + 1)
 

@@ -24,9 +24,9 @@ from typing import TypedDict, Unpack
 import torch
 from torch import Tensor, nn
 
-from consilience.blocks.local import LocalRoot, infer_local
-from consilience.blocks.products import fill_up
-from consilience.blocks.trajectories import AbstractTrajectories, Sites, infer_trajectories
+from consilience.blocks.local import LocalRoot, LocalTrajectories, infer_local
+from consilience.blocks.products import fill_up, product
+from consilience.blocks.trajectories import AbstractTrajectories, Sites, Trajectories, infer_trajectories
 from consilience.data.schema import nearest
 from consilience.errors import SchemaError
 
@@ -180,8 +180,16 @@ class AbstractTrajectoryPrior(nn.Module, ABC):
         return (self.middle + math.log(FREEDOM) * torch.tanh(self.stretch)).exp()
 
     def posterior(self, sites: Sites, *, diagonal: bool = False) -> AbstractTrajectories:
-        """q(z) of every trial from sites; see :func:`infer_trajectories`."""
-        return infer_trajectories(self.root(), sites, diagonal=diagonal)
+        """q(z) of every trial from sites; see :func:`infer_trajectories`. Gradients flow to the sites alone."""
+        return infer_trajectories(self.root().detach(), sites, diagonal=diagonal)
+
+    @abstractmethod
+    def expected_log(self, q: AbstractTrajectories) -> Tensor:
+        r"""What ℓ and ρ learn from q as it is: :math:`E_q \log p(z)` up to a constant, shape (B, L).
+
+        Only its gradient means anything. Where q is at the optimum of the bound, this is the bound's own (the M step of
+        expectation maximisation); where an encoder gave q, it is free of the noise of drawn latents in likelihoods.
+        """
 
     def marginals(self) -> Tensor:
         """Prior variances of the latents of each bin, (T, L)."""
@@ -237,9 +245,9 @@ class FourierPrior(AbstractTrajectoryPrior):
         self.register_buffer("basis", basis[:, kept])
         self.register_buffer("omega", omega[kept])
 
-    def spectrum(self) -> Tensor:
-        """Prior variances of the Fourier coordinates ρ S(ω_f), shape (L, F), float64."""
-        return self.variance.double()[:, None] * self._densities(self.omega, self.length.double()[:, None])
+    def spectrum(self, omega: Tensor) -> Tensor:
+        """Prior variances of Fourier coordinates ρ S(ω_f), shape (L, F), float64."""
+        return self.variance.double()[:, None] * self._densities(omega, self.length.double()[:, None])
 
     def root(self) -> Tensor:
         """Φ, shape (L, T, F).
@@ -247,10 +255,25 @@ class FourierPrior(AbstractTrajectoryPrior):
         F counts the frequencies that some latent needs at its present length scale, filled up with zeros to a size
         at which the bits of one trial's posterior do not depend on the trials beside it.
         """
-        spectrum = self.spectrum()
+        spectrum = self.spectrum(self.omega)
         kept = _needed(spectrum.detach(), self.prune)
         root = self.basis[:, kept] * spectrum[:, kept].clamp_min(1e-300).sqrt()[:, None]
         return fill_up(root).to(self.position.dtype)
+
+    def expected_log(self, q: AbstractTrajectories) -> Tensor:
+        # ½ log S (E v² - 1) of every frequency has the slope of - ½ (log S + E u² / S), u = √S v
+        if isinstance(q, LocalTrajectories):
+            excess, omega = q.excess()
+            weight = torch.full_like(omega, 1 / (len(omega) - 1))
+            weight[[0, -1]] /= 2
+        else:
+            assert isinstance(q, Trajectories), "q is from dense coordinates"
+            square = q.coordinates.mean.square() + q.factor.square().sum(-1)
+            excess, omega, weight = square.unflatten(-1, (len(self.kernels), -1)) - 1, self.omega, 1.0
+        spectrum = self.spectrum(omega)
+        kept = _needed(spectrum.detach(), self.prune)
+        value = 0.5 * weight * spectrum.clamp_min(1e-300).log()
+        return (excess.detach()[..., : int(kept.sum())] * value[:, kept]).sum(-1).to(q.mean)
 
     @property
     def long(self) -> bool:
@@ -259,7 +282,8 @@ class FourierPrior(AbstractTrajectoryPrior):
 
     def posterior(self, sites: Sites, *, diagonal: bool = False) -> AbstractTrajectories:
         if self.long and not diagonal:
-            return infer_local(self.local_root(), sites)
+            root = self.local_root()
+            return infer_local(LocalRoot(root.table.detach(), root.bins), sites)
         return super().posterior(sites, diagonal=diagonal)
 
     def marginals(self) -> Tensor:
@@ -270,7 +294,7 @@ class FourierPrior(AbstractTrajectoryPrior):
         width = self._window()
         circle = 4 * width
         omega = 2 * math.pi * torch.arange(circle // 2 + 1).to(self.omega) / circle
-        spectrum = self.variance.double()[:, None] * self._densities(omega, self.length.double()[:, None])
+        spectrum = self.spectrum(omega)
         kept = int(_needed(spectrum.detach(), self.prune).nonzero().max()) + 1
         points = min(math.ceil((2 * kept - 1) / 4), width)
         place = torch.arange(2 * points).to(omega) * (width / points) - width / 2
@@ -319,6 +343,18 @@ class TimePrior(AbstractTrajectoryPrior):
         kernel = torch.stack([KERNELS[name](self.lag / length[k]) for k, name in enumerate(self.kernels)])
         factor = torch.linalg.cholesky(kernel + JITTER * torch.eye(len(self.lag)).to(kernel))
         return fill_up(self.variance.double().sqrt()[:, None, None] * factor).to(self.position.dtype)
+
+    def expected_log(self, q: AbstractTrajectories) -> Tensor:
+        assert isinstance(q, Trajectories), "q is from dense coordinates"
+        latents, bins = len(self.kernels), len(self.lag)
+        root = self.root().double()[..., :bins]
+        # of - log |Φ| - ½ tr(A E[v vᵀ] Aᵀ) with A = Φ⁻¹ Φ₀ at A = I
+        change = torch.linalg.solve_triangular(root, root.detach(), upper=False)
+        rows = q.factor.detach().double().unflatten(1, (latents, -1))[:, :, :bins]
+        mean = q.coordinates.mean.detach().double().unflatten(1, (latents, -1))[:, :, :bins]
+        second = product(rows, rows) + mean[..., :, None] * mean[..., None, :]
+        size = root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return (-size - (change * second).sum((-2, -1))).to(self.position.dtype)
 
 
 def _check(kernels: Sequence[str], period: int | None) -> None:

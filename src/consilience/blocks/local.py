@@ -164,6 +164,29 @@ class LocalTrajectories(AbstractTrajectories):
         white = self.coordinates.draw(each) - self.coordinates.mean
         return self.latents(white).permute(1, 2, 3, 0).to(self.dtype)
 
+    def excess(self) -> tuple[Tensor, Tensor]:
+        r"""How far the points' mean power exceeds that of white noise, and at which frequencies in radians per bin.
+
+        :math:`\sum_{ij} (E v_i v_j - \delta_{ij}) \cos \omega (i - j)`, shapes (B, L, F) and (F,), from none to half a
+        wave per point; points of blocks that do not touch have no covariance.
+        """
+        latents, width, double = self.root.table.shape
+        half, by_latent = double // 2, (latents, double // 2)
+        center = self.coordinates.center.unflatten(-1, by_latent).transpose(1, 2).flatten(2)  # (B, L, points)
+        on, under = (
+            a.sum(1).unflatten(-1, by_latent).unflatten(1, by_latent).diagonal(dim1=1, dim2=3).movedim(-1, 1)
+            for a in self.coordinates.covariances
+        )  # (B, L, m, m)
+        place = torch.arange(half, device=on.device)
+        lag = (place[:, None] - place).flatten()
+        of_lag = torch.zeros(*on.shape[:2], double).to(on)
+        of_lag.index_add_(-1, lag.abs(), on.flatten(-2))
+        of_lag.index_add_(-1, half + lag, 2 * under.flatten(-2))
+        of_lag[..., 0] -= center.shape[-1]
+        size = 2 ** math.ceil(math.log2(2 * center.shape[-1]))  # no point meets itself around the circle
+        power = torch.fft.rfft(center, n=size).abs().square() + torch.fft.rfft(of_lag, n=size).real
+        return power, torch.linspace(0, math.pi * half / width, size // 2 + 1).to(power)
+
     def divergence(self) -> Tensor:
         """KL(q ‖ prior) by latent, each coordinate given those after it, shape (B, L)."""
         by_latent = self.coordinates.divergence().unflatten(-1, (len(self.root.table), -1))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from consilience.blocks.products import product
 
-__all__ = ["Perceptron", "SiteEncoder", "WaveDecoder", "affine"]
+__all__ = ["ModesEncoder", "Perceptron", "SiteEncoder", "WaveDecoder", "affine"]
 
 STEEPEST = 1.5  # radians per unit of a latent
 QUIET = -5.0  # log precision of a site that says next to nothing
@@ -76,19 +76,11 @@ class SiteEncoder(nn.Module):
         latents: Number of latents it informs.
         hidden: Width of the layers.
         window: Number of bins read together, odd; with 1 bins are read one by one, else a temporal convolution.
-        quiet: Whether it says next to nothing before it is trained.
     """
 
-    def __init__(self, cells: int, latents: int, hidden: int, *, window: int = 1, quiet: bool = False) -> None:
+    def __init__(self, cells: int, latents: int, hidden: int, *, window: int = 1) -> None:
         super().__init__()
-        self.window = window
-        self.seen = nn.Linear(cells, hidden)
-        self.missing = nn.Linear(cells, hidden, bias=False)
-        nn.init.zeros_(self.missing.weight)
-        self.rest = Perceptron(hidden * window, hidden, 2 * latents)
-        if quiet:
-            with torch.no_grad():
-                self.rest.layers[-1].bias[latents:] = QUIET  # type: ignore[index, operator]
+        self.reader = _BinReader(cells, hidden, 2 * latents, window)
 
     def forward(self, value: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and precision of the site of every latent, each (B, T, latents); precision zero where there is none.
@@ -97,14 +89,63 @@ class SiteEncoder(nn.Module):
             value: Shape (B, T, D).
             seen: Which of them count, shape (B, T, D).
         """
+        mean, log_precision = self.reader(value, seen).chunk(2, -1)
+        return mean, _precision(log_precision, seen.any(-1, keepdim=True))
+
+
+class ModesEncoder(nn.Module):
+    """Mixtures of sites, for cells that more than one latent may explain: a picture of a digit turned by 190 or -170.
+
+    They say next to nothing before they are trained, from means on either side of zero.
+
+    Arguments:
+        cells: D, of one bin.
+        latents: Number of latents it informs.
+        hidden: Width of the layers.
+        modes: Number of sites that each bin has.
+        window: Number of bins read together, odd.
+    """
+
+    def __init__(self, cells: int, latents: int, hidden: int, *, modes: int, window: int = 1) -> None:
+        super().__init__()
+        self.modes, self.latents = modes, latents
+        self.reader = _BinReader(cells, hidden, modes * (2 * latents + 1), window)
+        sides = torch.linspace(-1, 1, modes)[:, None].expand(-1, latents) if modes > 1 else torch.zeros(1, latents)
+        quiet = torch.full((modes, latents), QUIET)
+        with torch.no_grad():
+            bias = torch.cat([sides, quiet, torch.zeros(modes, 1)], -1)
+            self.reader.rest.layers[-1].bias.copy_(bias.flatten())  # type: ignore[union-attr, arg-type]
+
+    def forward(self, value: Tensor, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Means and precisions (B, T, modes, latents), and log probabilities of the modes (B, T, modes)."""
+        found = self.reader(value, seen).unflatten(-1, (self.modes, 2 * self.latents + 1))
+        mean, log_precision, logit = found.split([self.latents, self.latents, 1], -1)
+        there = seen.any(-1)[..., None, None]
+        return mean, _precision(log_precision, there), logit[..., 0].log_softmax(-1)
+
+
+class _BinReader(nn.Module):
+    """A network of the cells of each bin, (B, T, D) to (B, T, outputs)."""
+
+    def __init__(self, cells: int, hidden: int, outputs: int, window: int) -> None:
+        super().__init__()
+        self.window = window
+        self.seen = nn.Linear(cells, hidden)
+        self.missing = nn.Linear(cells, hidden, bias=False)
+        nn.init.zeros_(self.missing.weight)
+        self.rest = Perceptron(hidden * window, hidden, outputs)
+
+    def forward(self, value: Tensor, seen: Tensor) -> Tensor:
         hidden = affine(self.seen, torch.where(seen, value, 0.0))
         if not bool(seen.all()):
             hidden = hidden + affine(self.missing, (~seen).to(value.dtype))
-        there = seen.any(-1, keepdim=True)
-        hidden = torch.where(there, nn.functional.silu(hidden), 0.0)
+        hidden = torch.where(seen.any(-1, keepdim=True), nn.functional.silu(hidden), 0.0)
         if self.window > 1:
             side = self.window // 2
             padded = nn.functional.pad(hidden, (0, 0, side, side))
             hidden = padded.unfold(1, self.window, 1).flatten(2)
-        mean, log_precision = self.rest(hidden).chunk(2, -1)
-        return mean, torch.where(there, log_precision.clamp_max(SHARPEST).exp(), 0.0)
+        return self.rest(hidden)
+
+
+def _precision(log_precision: Tensor, there: Tensor) -> Tensor:
+    return torch.where(there, log_precision.clamp_max(SHARPEST).exp(), 0.0)

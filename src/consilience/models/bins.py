@@ -2,9 +2,8 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,17 +15,13 @@ from consilience.blocks.noise import Noise
 from consilience.blocks.products import product
 from consilience.blocks.trajectories import AbstractTrajectories, Sites
 from consilience.data.observations import Modality
+from consilience.models.taught import LOOKS, Infer, TaughtSites, on_latents
 
-__all__ = ["SCORED", "AbstractBins", "DeepBins", "LinearBins", "multiplied", "trajectory_sites"]
-
-Infer = Callable[[Sites], AbstractTrajectories]  # q of sites
+__all__ = ["SCORED", "AbstractBins", "DeepBins", "LinearBins", "by_trial", "multiplied", "trajectory_sites"]
 
 ENOUGH = 1e-2  # nats of a trial that are worth another step
+SIDE = 1.5  # standard deviations of the prior from which the weighing of modes begins once more
 SCORED = 128  # latent draws behind an estimated density
-TAIL = 4.0  # degrees of freedom of the density that scores a taught site, and of the factor that it is
-CENTRAL = 1.3033  # squared half-width of the central 68.27 % of Student's t with them
-LEAST_GAIN = 1e-3  # of the prior's precision, by which other modalities must raise it to be heard
-LOG_NORMALISER = math.lgamma(TAIL / 2) - math.lgamma((TAIL + 1) / 2) + 0.5 * math.log(TAIL * math.pi / CENTRAL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +46,39 @@ class AbstractBins(ABC):
     def given(self) -> Sites | None:
         """Sites that do not depend on q, if there are such."""
 
+    @property
     @abstractmethod
-    def first(self) -> Sites | None:
-        """Sites that depend on q, before it is known, if there are such."""
+    def moves(self) -> bool:
+        """Whether there are sites that depend on q."""
+
+    @abstractmethod
+    def first(self) -> Sites:
+        """Those, before q is known."""
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether what the cells say has modes that are to be weighed."""
+        return False
+
+    def sides(self) -> list[Tensor]:
+        """Where else to begin, in standard deviations of the prior of each latent with modes, (Q,)."""
+        return []
+
+    def begun(self, side: Tensor) -> "AbstractBins":
+        """The same cells with modes weighed by how near they are to there."""
+        return self
+
+    def weighed(self, q: AbstractTrajectories) -> "AbstractBins":
+        """The same cells with modes that disagree with q weighing less."""
+        return self
+
+    def averaged(self, found: Sequence["AbstractBins"], weight: Tensor) -> "AbstractBins":
+        """The same cells with modes weighed as in several others of these weights (others, B)."""
+        return self
+
+    def agreement(self, q: AbstractTrajectories) -> Tensor:
+        """How well q explains the cells, (B,)."""
+        return self.expected(q)
 
     @abstractmethod
     def improved(self, q: AbstractTrajectories) -> tuple[Tensor, Sites]:
@@ -111,32 +136,34 @@ class LinearBins(AbstractBins):
         return mean, product(q.covariance.flatten(0, 1).flatten(1), outer).clamp_min(1e-10)
 
     def improved(self, q: AbstractTrajectories) -> tuple[Tensor, Sites]:
-        mean, variance = self.moments(q)
-        expected = self.likelihood.expected(self.part, mean, variance).view(self.rows, -1).sum(-1)
-        return expected, self._sites(mean, variance)
+        expected, sites = self._sites(*self.moments(q))
+        return expected.view(self.rows, -1).sum(-1), sites
 
     @torch.no_grad()
     def given(self) -> Sites | None:
         if not self.exact:
             return None
         at = self.offset.expand(self.part.value.shape)
-        return self._sites(at, torch.zeros_like(at))
+        return self._sites(at, torch.zeros_like(at))[1]
+
+    @property
+    def moves(self) -> bool:
+        return not self.exact
 
     @torch.no_grad()
-    def first(self) -> Sites | None:
+    def first(self) -> Sites:
         """Those of Gaussian look-alikes of the cells."""
-        if self.exact:
-            return None
         value, known = self.likelihood.pseudo(self.part)
         if isinstance(self.likelihood, Gaussian):  # some cells are limits
             known = known + self.likelihood.learned()
         w = torch.where(self.part.seen, 1 / known, 0.0)
         return self._on_latents(w * (value - self.offset), w)
 
-    def _sites(self, mean: Tensor, variance: Tensor) -> Sites:
-        _, g, h = self.likelihood.slopes(self.part, mean, variance)
+    def _sites(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Sites]:
+        """E log p(x | f) of each cell, and sites at these moments of f, each (B T, D)."""
+        expected, g, h = self.likelihood.slopes(self.part, mean, variance)
         w = self.likelihood.precision(self.part, mean, h)
-        return self._on_latents(w * (mean - self.offset) + g, w)
+        return expected, self._on_latents(w * (mean - self.offset) + g, w)
 
     def _on_latents(self, shift: Tensor, precision: Tensor) -> Sites:
         """Sites of z from sites of f - d, both (B T, D)."""
@@ -148,20 +175,13 @@ class LinearBins(AbstractBins):
 
 @dataclass(frozen=True)
 class DeepBins(AbstractBins):
-    r"""Cells whose functions are a network of the latents, and whose sites another network reads from them.
-
-    Taught sites are Gaussian factors of precision p as long as :math:`E = E_q\,p\,(z - m)^2 \le 1`; beyond, they add
-    :math:`-\tfrac12 (1 + (\nu + 1) \log(1 + (E - 1) / (\nu + 1)))` to the bound instead of :math:`-\tfrac12 E`.
-    A picture may fit two latents and the encoder knows but one: where other modalities disagree its sites give way.
-    """
+    """Cells whose functions are a network of the latents, and whose sites other networks read from them."""
 
     decoder: WaveDecoder
     encoder: SiteEncoder | None  # of the latents that are not taught, if there are any, or if none is
-    pupil: SiteEncoder | None  # of those that are
+    taught: TaughtSites | None  # of the first ones, which other modalities teach and the bound does not
     columns: Tensor  # latents that the modality reads
     latents: int  # L
-    taught: int = 0  # how many of them, the first ones, have sites that :meth:`lesson` trains and the bound does not
-    temper: Tensor | float = 1.0  # what their precisions are multiplied by
 
     @property
     def exact(self) -> bool:
@@ -174,113 +194,52 @@ class DeepBins(AbstractBins):
     def functions(self, z: Tensor) -> Tensor:
         return self.decoder(z[..., self.columns])
 
-    @cached_property
-    def learned(self) -> tuple[Tensor, Tensor]:
-        """Mean and precision of the site of every taught latent, each (B, T, taught)."""
-        assert self.pupil is not None, "no latent is taught"
-        mean, precision = self._read(self.pupil)
-        return mean, self.temper * precision
-
     def given(self) -> Sites | None:
-        return None if self.encoder is None else self._sites(self.columns[self.taught :], *self._read(self.encoder))
-
-    def first(self) -> Sites | None:
-        if self.pupil is None:
+        if self.encoder is None:
             return None
-        mean, precision = self.learned  # with its gradient, for the lesson
-        return self._sites(self.columns[: self.taught], mean.detach(), precision.detach())
+        known = 0 if self.taught is None else len(self.taught.columns)
+        mean, precision = self.encoder(*by_trial(self.part, self.rows))
+        return on_latents(self.columns[known:], mean, precision, self.latents)
+
+    @property
+    def moves(self) -> bool:
+        return self.taught is not None
+
+    @property
+    def moving(self) -> TaughtSites:
+        """The sites that depend on q."""
+        assert self.taught is not None, "no site depends on q"
+        return self.taught
+
+    @torch.no_grad()
+    def first(self) -> Sites:
+        return self.moving.sites()
+
+    @property
+    def doubtful(self) -> bool:
+        return self.taught is not None and self.taught.doubtful
+
+    def sides(self) -> list[Tensor]:
+        each = SIDE * torch.eye(len(self.moving.columns)).to(self.moving.mean)
+        return [*each, *-each]
+
+    def begun(self, side: Tensor) -> "DeepBins":
+        return replace(self, taught=self.moving.begun(side))
+
+    def weighed(self, q: AbstractTrajectories) -> "DeepBins":
+        return replace(self, taught=self.moving.weighed(q))
+
+    def averaged(self, found: Sequence[AbstractBins], weight: Tensor) -> "DeepBins":
+        parts = [one.moving for one in found if isinstance(one, DeepBins)]
+        return replace(self, taught=self.moving.averaged(parts, weight))
+
+    @torch.no_grad()
+    def agreement(self, q: AbstractTrajectories) -> Tensor:
+        return self.moving.agreement(q)
 
     @torch.no_grad()
     def improved(self, q: AbstractTrajectories) -> tuple[Tensor, Sites]:
-        some, (mean, precision) = self.columns[: self.taught], self.learned
-        miss = precision * ((q.mean[..., some] - mean).square() + q.variance[..., some])
-        beyond = (miss - 1).clamp_min(0) / (TAIL + 1)
-        value = -0.5 * (miss.clamp_max(1) + (TAIL + 1) * torch.log1p(beyond))
-        return value.flatten(1).sum(-1), self._sites(some, mean, precision / (1 + beyond))
-
-    def lesson(self, others: AbstractTrajectories, prior: Tensor, infer: Infer) -> Tensor:
-        r"""What the taught sites are to be improved in, (B,): their means, then their precisions at these means.
-
-        The means m regress on what the other modalities say of each bin,
-        :math:`\sum_t r_t s_t^2 \tfrac{\nu + 1}{2} \log(1 + (m_t - \mu_t)^2 / \nu s_t^2)`, where :math:`r_t` is the
-        share of the prior variance that these explain and the width :math:`s_t` has no gradient and does not scale the
-        slopes of small errors. By likelihood alone the slope of a mean would be multiplied by its precision, and an
-        encoder that knows nothing yet would learn nothing. The precisions are then scored by :meth:`surprise`.
-
-        Arguments:
-            others: Posterior given all other modalities.
-            prior: Variance of every latent before anything is seen, (T, L).
-            infer: Gives q of sites.
-
-        References:
-            On the pitfalls of heteroscedastic uncertainty estimation with probabilistic neural networks (Seitzer et
-            al., 2022).
-        """
-        some, (mean, precision) = self.columns[: self.taught], self.learned
-        axes, gain, _ = self._heard(others, prior)
-        there, scale = precision > 0, prior[:, some].sqrt()
-        own = 1 / (torch.where(there, precision.detach(), 1.0) * scale.square())
-        width = (_along(axes.square(), own) + 1 / (1 + gain)).clamp_max(1)
-        miss = _along(axes, (mean - others.mean[..., some]) / scale).square() / width
-        value = 0.5 * (TAIL + 1) * gain / (1 + gain) * width * torch.log1p(miss / TAIL)
-        return torch.where(there, value, 0.0).flatten(1).sum(-1) + self.surprise(others, prior, infer)
-
-    def surprise(self, others: AbstractTrajectories, prior: Tensor, infer: Infer) -> Tensor:
-        r"""How far others are from what the taught sites say, in nats, (B,): :math:`-\sum \log t_\nu(m; \mu, v + V)`.
-
-        Mean m and variance v of a latent of a bin are those given these sites alone, of the whole trial: an encoder
-        that is wrong in one bin is wrong alike in the next, so precisions that are right bin by bin would be too large
-        together. μ and V are those of the factor by which all other modalities change its prior, along its axes. The
-        density is Student's, of the width at which :math:`m - \mu` lies within :math:`\pm\sqrt{v + V}` in 68 % of bins
-        as a Gaussian would: few bins that are very wrong do not widen all others. The sum is least where sites are as
-        sure as the encoder is right. Gradients flow through precisions alone.
-        """
-        miss, total = self._missed(others, prior, infer)
-        value = 0.5 * (TAIL + 1) * torch.log1p(CENTRAL * miss / TAIL) + 0.5 * torch.log(total) + LOG_NORMALISER
-        return value.flatten(1).sum(-1)
-
-    def covered(self, others: AbstractTrajectories, prior: Tensor, infer: Infer) -> float:
-        """The share of bins in which others are within a standard deviation of what the taught sites say.
-
-        Along those axes of which others say more than the prior does.
-        """
-        heard = self._heard(others, prior)[1] > 1
-        inside = self._missed(others, prior, infer)[0] < 1
-        return float(inside[heard].double().mean()) if bool(heard.any()) else 1.0
-
-    def _missed(self, others: AbstractTrajectories, prior: Tensor, infer: Infer) -> tuple[Tensor, Tensor]:
-        """Squared distance of others from these sites in units of its variance, and that variance, by axis."""
-        some, (mean, precision) = self.columns[: self.taught], self.learned
-        axes, gain, said = self._heard(others, prior)
-        alone, scale = infer(self._sites(some, mean.detach(), precision)), prior[:, some].sqrt()
-        total = _along(axes.square(), alone.variance[..., some] / scale.square()) + 1 / gain
-        return (_along(axes, alone.mean[..., some] / scale) - said).square() / total, total
-
-    @torch.no_grad()
-    def _heard(self, others: AbstractTrajectories, prior: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The factor by which others change the prior of the taught latents of each bin, in units of the prior.
-
-        Its axes in columns (B, T, taught, taught), its precisions along them and its means. Two latents of which one
-        modality sees a sum are known along one axis and not along the other, though neither is known by itself.
-        """
-        some = self.columns[: self.taught]
-        scale = prior[:, some].double().sqrt()
-        inverse = torch.linalg.inv(others.covariance[..., some[:, None], some].double())
-        inverse = scale[..., None] * inverse * scale[..., None, :]
-        gain, axes = torch.linalg.eigh(inverse - torch.eye(self.taught).to(inverse))
-        gain = gain.clamp_min(LEAST_GAIN)
-        said = _along(axes, (inverse @ (others.mean[..., some].double() / scale)[..., None])[..., 0]) / gain
-        return axes.to(prior), gain.to(prior), said.to(prior)
-
-    def _read(self, encoder: SiteEncoder) -> tuple[Tensor, Tensor]:
-        bins = (self.rows, -1, self.part.value.shape[-1])
-        return encoder(self.part.value.view(bins), self.part.seen.view(bins))
-
-    def _sites(self, columns: Tensor, mean: Tensor, precision: Tensor) -> Sites:
-        """Sites of some latents, independent of each other, each (B, T, some)."""
-        shape = (*mean.shape[:2], self.latents)
-        shift = mean.new_zeros(shape).index_copy(2, columns, precision * mean)
-        return Sites(shift, torch.diag_embed(mean.new_zeros(shape).index_copy(2, columns, precision)))
+        return self.moving.improved(q)
 
     def expected(self, q: AbstractTrajectories) -> Tensor:
         """By one draw of the latents of every bin, from torch's generator."""
@@ -305,9 +264,10 @@ class DeepBins(AbstractBins):
         return self.decoder((q.mean[..., own] + (factor @ normal[..., None])[..., 0]).flatten(0, 1))
 
 
-def _along(axes: Tensor, x: Tensor) -> Tensor:
-    """Components (…, taught) of x along axes in columns (…, taught, taught)."""
-    return (axes * x[..., None]).sum(-2)
+def by_trial(part: Modality, rows: int) -> tuple[Tensor, Tensor]:
+    """Values of the cells (B T, D) and which were seen, each (B, T, D)."""
+    shape = (rows, -1, part.value.shape[-1])
+    return part.value.view(shape), part.seen.view(shape)
 
 
 def trajectory_sites(cells: Sequence[AbstractBins], infer: Infer, *, steps: int, hasty: bool = False) -> list[Sites]:
@@ -321,29 +281,46 @@ def trajectory_sites(cells: Sequence[AbstractBins], infer: Infer, *, steps: int,
         cells: The modalities.
         infer: Gives q of sites.
         steps: Number of proposals per trial; one that lowers the bound is refused and the next is shorter.
-        hasty: Stop when no trial gains any more, so that how far one goes depends on those beside it.
+        hasty: Weigh modes once, and stop when no trial gains any more: how far one goes depends on those beside it.
     """
     parts: list[list[Sites]] = [[] if (given := one.given()) is None else [given] for one in cells]
-    begun = [one.first() for one in cells]
-    moving = [k for k, first in enumerate(begun) if first is not None]
-    if moving:
+    begun = [k for k, one in enumerate(cells) if one.moves]
+    if begun:
         given = [Sites(one.shift.detach(), one.precision.detach()) for part in parts for one in part]
-        first = [one for one in begun if one is not None]
-        found = _optimal([cells[k] for k in moving], first, given, infer, steps=steps, hasty=hasty)
-        for k, sites in zip(moving, found, strict=True):
+        moving = _weighed([cells[k] for k in begun], given, infer, hasty=hasty)
+        for k, sites in zip(begun, _optimal(moving, given, infer, steps=steps, hasty=hasty), strict=True):
             parts[k].append(sites)
     return [multiplied(part) for part in parts]
 
 
 @torch.no_grad()
+def _weighed(
+    moving: Sequence[AbstractBins], given: Sequence[Sites], infer: Infer, *, hasty: bool
+) -> Sequence[AbstractBins]:
+    """The cells with modes weighed by what all of them make of each bin, from the starts that explain most."""
+
+    def looked(cells: Sequence[AbstractBins]) -> tuple[Sequence[AbstractBins], Tensor]:
+        for _ in range(LOOKS):
+            q = infer(multiplied([*given, *(one.first() for one in cells)]))
+            cells = [one.weighed(q) for one in cells]
+        q = infer(multiplied([*given, *(one.first() for one in cells)]))
+        return cells, torch.stack([one.agreement(q) for one in cells]).sum(0)
+
+    if not any(one.doubtful for one in moving):
+        return moving
+    if hasty:
+        q = infer(multiplied([*given, *(one.first() for one in moving)]))
+        return [one.weighed(q) for one in moving]
+    # a trial may take a wrong turn where it begins, and all its bins then agree on that
+    sides = next(one.sides() for one in moving if one.doubtful)
+    found = [looked(moving), *(looked([one.begun(side) for one in moving]) for side in sides)]
+    weight = torch.stack([value for _, value in found]).softmax(0)
+    return [one.averaged([cells[k] for cells, _ in found], weight) for k, one in enumerate(moving)]
+
+
+@torch.no_grad()
 def _optimal(
-    moving: Sequence[AbstractBins],
-    here: list[Sites],
-    given: Sequence[Sites],
-    infer: Infer,
-    *,
-    steps: int,
-    hasty: bool,
+    moving: Sequence[AbstractBins], given: Sequence[Sites], infer: Infer, *, steps: int, hasty: bool
 ) -> list[Sites]:
     def bound(sites: Sequence[Sites]) -> tuple[Tensor, list[Sites]]:
         """The bound (B,), and the sites to which a step of rate 1 leads."""
@@ -354,6 +331,7 @@ def _optimal(
         pairs = [one.improved(q) for one in moving]
         return value + torch.stack([added for added, _ in pairs]).sum(0), [aim for _, aim in pairs]
 
+    here = [one.first() for one in moving]
     value, aims = bound(here)
     rate = torch.ones_like(value)
     slack = 3 * torch.finfo(value.dtype).eps ** 0.5

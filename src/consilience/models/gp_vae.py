@@ -10,8 +10,8 @@ in Fourier coordinates (``blocks/fourier.py``) from sites, Gaussian factors of t
 
 - linear Gaussian cells have exact sites; if there are no others q is the posterior and the bound the evidence;
 - those of linear counts and flags are moved to the optimum of the bound by natural-gradient steps, per trial;
-- those of cells with a deep decoder are read from them by an encoder, trained with it; those of shared latents give way
-  where other modalities disagree.
+- those of cells with a deep decoder are read from them by an encoder, trained with it; those of shared latents are
+  taught by other modalities, may have two modes, and give way where others disagree (``models/taught.py``).
 
 .. math::
     \log p(x) \ge \sum_{m,t,d\ \mathrm{seen}} E_{q(z_t)} \log p(x^{(m)}_{td} \mid f) - KL(q(z) \| p(z))
@@ -33,26 +33,30 @@ from torch import Tensor, nn
 from consilience.blocks.fourier import AbstractTrajectoryPrior, FourierPrior, Scales, TimePrior
 from consilience.blocks.likelihood_base import AbstractLikelihood
 from consilience.blocks.likelihoods import build_likelihood
-from consilience.blocks.networks import SiteEncoder, WaveDecoder
+from consilience.blocks.networks import ModesEncoder, SiteEncoder, WaveDecoder
 from consilience.blocks.trajectories import AbstractTrajectories, Sites
 from consilience.data.masking import Policy
 from consilience.data.observations import Modality, Observations, State
 from consilience.data.schema import ModalitySpec, Schema
 from consilience.errors import DataError, SchemaError
 from consilience.models.base import AbstractFamily, AbstractModel, Group, PerObject, Term, slot
-from consilience.models.bins import AbstractBins, DeepBins, LinearBins, multiplied, trajectory_sites
+from consilience.models.bins import AbstractBins, DeepBins, LinearBins, by_trial, multiplied, trajectory_sites
 from consilience.models.common_start import common_start
+from consilience.models.taught import TaughtSites, heard
 from consilience.models.trajectory import TrajectoryConditional
 
 __all__ = ["GPVAE"]
 
 Likelihood = Literal["gaussian", "poisson", "negative-binomial", "bernoulli"]
-KINDS = {"weights": "loadings", "offsets": "loadings"}  # other groups of parameters are called as their module
+# other groups of parameters are called as their module
+KINDS = {"weights": "loadings", "offsets": "loadings", "prior.position": "lengths", "prior.stretch": "variances"}
 # networks want smaller steps than loadings and noise; length scales wait for them, or would follow their first attempts
-SLOWER = {"decoders": 0.2, "encoders": 0.2, "pupils": 0.6, "prior": 0.1}
+SLOWER = {"decoders": 0.2, "encoders": 0.2, "pupils": 0.6, "lengths": 0.1, "variances": 0.5}
+MODES = 2  # of the sites of taught latents
 STARTING = 4000  # bins that the start looks at, about
 SETTLED = 20_000  # bins by which encoders are tempered, about
 TEMPERS = [2 ** (-k / 4) for k in range(40)]  # of the precisions of taught sites, one of which is chosen
+EXPONENTS = [1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12, 0.0]  # of the weights of their modes
 CENTRAL_MASS = 0.6827  # of a Gaussian, within a standard deviation
 
 
@@ -100,7 +104,7 @@ class GPVAE(AbstractFamily):
 
 class _Module(AbstractModel):
     capabilities: ClassVar[frozenset[str]] = frozenset({"density", "latent", "generate", "limits"})
-    temper: Tensor  # of the precisions of taught sites by modality, (modalities,)
+    temper: Tensor  # factors of precisions, and powers of the weights of modes, of taught sites, (modalities, 2)
 
     def __init__(self, config: GPVAE, schema: Schema) -> None:
         super().__init__()
@@ -128,7 +132,7 @@ class _Module(AbstractModel):
             if config.decoders.get(spec.name, "linear") == "deep":
                 decoders[key] = WaveDecoder(own, config.hidden, config.hidden, cells)
                 if self.taught:
-                    pupils[key] = SiteEncoder(cells, self.taught, config.hidden, window=config.window, quiet=True)
+                    pupils[key] = ModesEncoder(cells, self.taught, config.hidden, modes=MODES, window=config.window)
                 if own > self.taught or not self.taught:
                     encoders[key] = SiteEncoder(cells, own - self.taught, config.hidden, window=config.window)
             else:
@@ -139,7 +143,7 @@ class _Module(AbstractModel):
         self.likelihoods = nn.ModuleDict(likelihoods)
         self.decoders = nn.ModuleDict(decoders)
         self.encoders, self.pupils = nn.ModuleDict(encoders), nn.ModuleDict(pupils)
-        self.register_buffer("temper", torch.ones(len(schema.names)))
+        self.register_buffer("temper", torch.ones(len(schema.names), 2))
         scales: Scales = {
             "length": torch.full((self.size,), config.length),
             "shortest": config.length / 3 if config.shortest is None else config.shortest,
@@ -166,15 +170,16 @@ class _Module(AbstractModel):
         known = {name: one.part.seen.view(rows, -1).any(-1) for name, one in cells.items()}
         for name, one in cells.items():
             found[f"nll/{name}"] = PerObject(-one.expected(q), everyone)
-            if isinstance(one, DeepBins) and self.taught:
+            if isinstance(one, DeepBins) and one.taught is not None:
                 with torch.no_grad():
                     others = self._posterior(whole - sites[name])
-                    before = self.prior.marginals()
+                    says = heard(others, self.prior.marginals(), one.taught.columns)
                 elsewhere = torch.stack([seen for other, seen in known.items() if other != name]).any(0)
                 applies = known[name] & elsewhere
-                lesson = one.lesson(others, before, self._posterior)
+                lesson = one.taught.lesson(says, self._posterior)
                 found[f"fit/{name}"] = PerObject(torch.where(applies, lesson, 0.0), applies)
-        divergence = q.divergence()
+        learned = self.prior.expected_log(q)
+        divergence = q.divergence() + learned.detach() - learned
         for block, some in self.block_columns().items():
             found[f"kl/{block}"] = PerObject(divergence[:, some].sum(-1), everyone)
         return found
@@ -205,18 +210,25 @@ class _Module(AbstractModel):
     @torch.no_grad()
     def settle(self, rows: Observations) -> None:
         """Measure by how much taught sites are too sure of trials that did not train their encoders."""
-        if not self.taught:
-            return
+        self.temper.fill_(1.0)
         some = rows[slice(None, None, max(1, len(rows) * self.bins // SETTLED))]
-        cells = {name: self.cells(name, part) for name, part in some.parts.items()}
-        before = self.prior.marginals()
-        for number, (name, one) in enumerate(cells.items()):
-            if isinstance(one, DeepBins):
+        for number, name in enumerate(some.parts):
+            cells = {key: self.cells(key, part) for key, part in some.parts.items()}  # what came before is tempered
+            one = cells[name]
+            if isinstance(one, DeepBins) and one.taught is not None:
                 rest = [other for key, other in cells.items() if key != name]
                 others = self._posterior(multiplied(self._sites(rest)))
-                for temper in TEMPERS:
-                    self.temper[number] = temper
-                    if replace(one, temper=temper).covered(others, before, self._posterior) >= CENTRAL_MASS:
+                says = heard(others, self.prior.marginals(), one.taught.columns)
+                sites = one.taught
+                exponent = min(EXPONENTS, key=lambda power: sites.tempered(1.0, power).doubt(says))
+                covered = 0.0
+                for factor in TEMPERS:  # the first that covers enough, or else the one that covers most
+                    told = replace(one, encoder=None, taught=sites.tempered(factor, exponent))
+                    share = sites.covered(says, self._posterior(*self._sites([told])))
+                    if share > covered:
+                        covered = share
+                        self.temper[number] = torch.tensor([factor, exponent])
+                    if covered >= CENTRAL_MASS:
                         break
 
     def groups(self) -> tuple[Group, ...]:
@@ -224,7 +236,7 @@ class _Module(AbstractModel):
         parameters: dict[str, dict[str, nn.Parameter]] = {}
         for name, parameter in named.items():
             module = name.split(".")[0]
-            parameters.setdefault(KINDS.get(module, module), {})[name] = parameter
+            parameters.setdefault(KINDS.get(name, KINDS.get(module, module)), {})[name] = parameter
         slower = SLOWER if len(self.decoders) else {}
         return tuple(Group(kind, some, slower.get(kind, 1.0)) for kind, some in parameters.items())
 
@@ -253,13 +265,19 @@ class _Module(AbstractModel):
                 rows,
                 self.decoders[key],  # type: ignore[arg-type]
                 self.encoders[key] if key in self.encoders else None,  # type: ignore[arg-type]
-                self.pupils[key] if key in self.pupils else None,  # type: ignore[arg-type]
+                self._taught(name, by_bin, rows) if self.taught else None,
                 columns,
                 self.size,
-                self.taught,
-                self.temper[self.schema.names.index(name)],
             )
         return LinearBins(likelihood, by_bin, rows, self._weight(name), self.offsets[key])
+
+    def _taught(self, name: str, part: Modality, rows: int) -> TaughtSites:
+        pupil: ModesEncoder = self.pupils[slot(name)]  # type: ignore[assignment]
+        mean, precision, log_weight = pupil(*by_trial(part, rows))
+        columns = self.columns[name][: self.taught].to(mean.device)
+        before = self.prior.marginals().detach()[:, columns]
+        found = TaughtSites(mean, precision, log_weight, before, columns, self.size)
+        return found.tempered(*self.temper[self.schema.names.index(name)])
 
     def _sites(self, cells: Sequence[AbstractBins]) -> list[Sites]:
         return trajectory_sites(cells, self._posterior, steps=self.config.inference_steps, hasty=self.training)
