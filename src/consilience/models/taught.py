@@ -206,9 +206,10 @@ class TaughtSites:
         :math:`\sum_t r_t s_t^2 \tfrac{\nu + 1}{2} \log(1 + (m_t - \mu_t)^2 / \nu s_t^2)`, where :math:`r_t` is the
         share of the prior variance that these explain and the width :math:`s_t` has no gradient and does not scale the
         slopes of small errors. By likelihood alone the slope of a mean would be multiplied by its precision, and an
-        encoder that knows nothing yet would learn nothing. Of several modes each regresses by its probability given
-        what the others say; that, in turn, is to be its probability given the prior. The precisions are scored by
-        :meth:`surprise`.
+        encoder that knows nothing yet would learn nothing. Of several modes each regresses in proportion to
+        :math:`\exp(-d^2 / 2 a^2)`, d its distance from what the others say, so that modes part where that differs by
+        more than a; which shares, in turn, are to be the modes' probabilities given the prior. Weights have no part in
+        them, or one mode would take all. The precisions of the nearest mode are scored by :meth:`surprise`.
 
         Arguments:
             others: What all other modalities say.
