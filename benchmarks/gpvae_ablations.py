@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from astropy.table import Table
 
-from benchmarks._harness import main
+from benchmarks._harness import main, say
 from consilience.data.observations import Observations
 from consilience.data.schema import ModalitySpec, Schema
 from consilience.models.gp_vae import GPVAE
@@ -70,6 +70,7 @@ def measure(seed: int, quick: bool) -> Results:
             truth, guess = angle[sizes.train :], read_out(latent[sizes.train :])
             errors[name].append(float(np.mean((truth - guess) ** 2)))
             shares[name].append(explained(truth, guess))
+            say(f"seed {number}, {name}: {errors[name][-1]:.0f} deg², {seconds[name][-1]:.2f} s per epoch")
     rows = [
         [name, np.mean(errors[name]), np.max(errors[name]), np.min(shares[name]), np.mean(seconds[name])]
         for name in CONTENDERS
