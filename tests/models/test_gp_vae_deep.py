@@ -13,6 +13,7 @@ from consilience.data.scaling import Scaler
 from consilience.data.schema import ModalitySpec, Schema
 from consilience.errors import SchemaError
 from consilience.models.bins import DeepBins, LinearBins, _weighed
+from consilience.models.deep_start import deep_start
 
 BINS = 10
 
@@ -230,3 +231,33 @@ def test_settings_that_do_not_fit_are_named():
         cs.GPVAE(window=2).build(obs.schema, 3, 0)
     with pytest.raises(cs.errors.RequestError, match="pictur"):
         cs.GPVAE(decoders={"pictur": "deep"}).build(obs.schema, 3, 0)
+
+
+def test_a_model_of_pictures_alone_begins_along_their_curve():
+    """A pixel that is always dark, known within a hair, does not lead the others; the latent follows the turn."""
+    rng = np.random.default_rng(11)
+    bins = 40
+    lag = np.subtract.outer(np.arange(bins), np.arange(bins)) / 8
+    factor = np.linalg.cholesky(np.exp(-0.5 * lag**2) + 1e-8 * np.eye(bins))
+    z = rng.normal(size=(60, bins)) @ factor.T
+    angle = (z * 2 * np.pi / 6)[..., None] + np.linspace(0, 2 * np.pi, 12, endpoint=False)
+    pictures = np.concatenate([np.exp(2 * np.cos(angle)), np.full((60, bins, 6), 1e-3)], -1)
+    obs = Observations.from_arrays(
+        Schema(modalities=(ModalitySpec(name="picture", shape=(bins, 18)),)), {"picture": pictures}
+    )
+    config = cs.TrainConfig(max_steps=30, batch_size=15, validation=0.0)
+    fitted = cs.fit(cs.GPVAE(shared=1, decoders={"picture": "deep"}, length=8.0, hidden=32), obs, config)
+    latent = fitted.latent(obs).mean["shared"].ravel()
+    ranks = np.argsort(np.argsort(np.stack([latent, z.ravel()]), axis=1), axis=1)
+    assert abs(np.corrcoef(ranks)[0, 1]) > 0.9
+
+
+@torch.no_grad()
+def test_deep_start_leaves_alone_what_it_cannot_know():
+    obs = table(rows=3)  # every bin misses some cell
+    model = model_of(obs, shared=0)
+    before = {name: p.clone() for name, p in model.encoders.named_parameters()}
+    cells = [one for one in cells_of(model, obs).values() if isinstance(one, DeepBins)]
+    deep_start(cells, torch.ones(1, dtype=torch.float64), lag=2)
+    for name, parameter in model.encoders.named_parameters():
+        torch.testing.assert_close(parameter, before[name], rtol=0, atol=0)

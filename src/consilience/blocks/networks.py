@@ -54,16 +54,29 @@ class WaveDecoder(nn.Module):
         Random features for large-scale kernel machines (Rahimi & Recht, 2007).
     """
 
+    unit: Tensor  # of every output
+
     def __init__(self, inputs: int, *widths: int) -> None:
         super().__init__()
         self.waves = nn.Linear(inputs, widths[0])
         nn.init.normal_(self.waves.weight, std=STEEPEST)
         nn.init.uniform_(self.waves.bias, -math.pi, math.pi)
         self.rest = Perceptron(*widths)
+        self.register_buffer("unit", torch.ones(widths[-1]))
 
     def forward(self, z: Tensor) -> Tensor:
         """(…, inputs) to (…, widths[-1])."""
-        return self.rest(affine(self.waves, z).sin())
+        return self.unit * self.rest(affine(self.waves, z).sin())
+
+    @torch.no_grad()
+    def begin(self, offset: Tensor, unit: Tensor) -> None:
+        """Take units of the outputs and where they begin.
+
+        Steps of training are alike in units of each output: else a pixel that is always dark, and so is known to be
+        within a hair, would be missed by far, and lead all others.
+        """
+        self.unit.copy_(unit)
+        self.rest.layers[-1].bias.copy_(offset / unit)  # type: ignore[union-attr, operator, arg-type]
 
 
 class SiteEncoder(nn.Module):

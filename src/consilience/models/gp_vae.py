@@ -42,6 +42,7 @@ from consilience.errors import DataError, SchemaError
 from consilience.models.base import AbstractFamily, AbstractModel, Group, PerObject, Term, slot
 from consilience.models.bins import AbstractBins, DeepBins, LinearBins, by_trial, multiplied, trajectory_sites
 from consilience.models.common_start import common_start
+from consilience.models.deep_start import deep_start
 from consilience.models.taught import TaughtSites, heard
 from consilience.models.trajectory import TrajectoryConditional
 
@@ -194,7 +195,10 @@ class _Module(AbstractModel):
 
     @torch.no_grad()
     def start(self, target: Observations) -> None:
-        """What the bins of the modalities have in common, whose time it does not read, then what is left of each."""
+        """What the bins of the modalities have in common, whose time it does not read, then what is left of each.
+
+        Without a linear modality networks begin with slow functions of the cells.
+        """
         some = target[slice(None, None, max(1, len(target) * self.bins // STARTING))]
         cells = {name: self.cells(name, part) for name, part in some.parts.items()}
         sizes = {name: len(columns) for name, columns in self.columns.items()}
@@ -202,10 +206,18 @@ class _Module(AbstractModel):
             key = slot(name)
             offset = cells[name].likelihood.start(found.offset, found.noise)
             if key in self.decoders:
-                self.decoders[key].rest.layers[-1].bias.copy_(offset)  # type: ignore[union-attr, index]
+                self.decoders[key].begin(offset, found.noise.sqrt())  # type: ignore[operator]
             else:
                 self.weights[key].copy_(found.loadings)
                 self.offsets[key].copy_(offset)
+        if not self.taught:
+            scale, lag = self.prior.variance.sqrt(), min(max(1, round(self.config.length / 2)), self.bins - 1)
+            deep = {name: one for name, one in cells.items() if isinstance(one, DeepBins)}
+            if self.config.shared:
+                deep_start(list(deep.values()), scale[: self.config.shared], lag=lag)
+            else:
+                for name, one in deep.items():
+                    deep_start([one], scale[self.columns[name]], lag=lag)
 
     @torch.no_grad()
     def settle(self, rows: Observations) -> None:
