@@ -45,7 +45,8 @@ class Perceptron(nn.Module):
 class WaveDecoder(nn.Module):
     r"""Sines of the latents, then layers of SiLU units: from the first step steep enough for latents of unit variance.
 
-    :math:`h = \sin(W z + b)` with W at first normal of standard deviation ``STEEPEST`` and b uniform.
+    :math:`h = \sin(W z + b)` with W at first normal of standard deviation ``STEEPEST`` and b uniform; outputs are in
+    units that :meth:`begin` gives.
 
     Arguments:
         widths: Sizes of input, hidden layers and output.
