@@ -34,7 +34,8 @@ def test_both_sides_of_the_race_start_alike():
     assert start == pytest.approx([start[1]] * 4, abs=0.05)  # a refined, full posterior against a diagonal one
     assert start[1:] == pytest.approx([start[1]] * 3, abs=1e-6)
     for curve in found.values():
-        assert (np.diff(curve.seconds[1:]) > -0.1).all()
+        assert len(curve.seconds) == len(curve.nlpd)
+        assert (curve.seconds[1:] > 0).all()  # an evaluation's inference is in each, so that they may fall
 
 
 def test_the_time_to_a_level():
