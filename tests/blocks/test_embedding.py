@@ -66,3 +66,8 @@ def test_unknown_points_do_not_count_and_sign_and_order_are_fixed():
     torch.testing.assert_close(slow_coordinates(wrong, known, 1, lag=5), first)
     assert not first[~known].any()
     assert monotone(first[known], z[known]) > 0.9
+
+
+def test_points_that_do_not_move_have_coordinates_of_zero():
+    known = torch.ones(4, 30, dtype=torch.bool)
+    assert not slow_coordinates(torch.ones(4, 30, 3), known, 2, lag=2).any()

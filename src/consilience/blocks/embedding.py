@@ -21,6 +21,7 @@ def slow_coordinates(x: Tensor, known: Tensor, count: int, *, lag: int) -> Tenso
     :math:`E\,g(x_t)\,g(x_{t + \tau}) / (E\,g^2 + \lambda |a|^2)`. Of a stationary Gaussian process seen through a
     curve they are its Hermite polynomials in order: the first is the process itself. A function that a local average
     over the coordinates before it explains, such as the others of these, is passed over, unless too few are left.
+    Points that do not move have coordinates of zero.
 
     Arguments:
         x: Points, shape (B, T, D).
@@ -46,8 +47,8 @@ def slow_coordinates(x: Tensor, known: Tensor, count: int, *, lag: int) -> Tenso
     early, late = wide[:, :-lag][pairs], wide[:, lag:][pairs]
     both = early.mT @ late
     size = early.mT @ early + late.mT @ late
-    size = size + RIDGE * size.diagonal().mean() * torch.eye(len(size)).to(size)
-    values, vectors = scipy.linalg.eigh((both + both.mT).numpy(), size.numpy())
+    size = size + (RIDGE * size.diagonal().mean()).clamp_min(1e-12) * torch.eye(len(size)).to(size)
+    _, vectors = scipy.linalg.eigh((both + both.mT).numpy(), size.numpy())
     slowest = torch.from_numpy(vectors[:, ::-1][:, : max(CANDIDATES, 3 * count)].copy())
     functions = inside @ slowest
     functions = functions / functions.std(0).clamp_min(1e-12)

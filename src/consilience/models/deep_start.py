@@ -46,7 +46,7 @@ def _towards(one: DeepBins, z: Tensor, known: Tensor) -> None:
     parameters = [*one.encoder.parameters(), *one.decoder.parameters()]
     optimiser = torch.optim.Adam(parameters, lr=RATE)
     order = torch.Generator().manual_seed(0)
-    place, count = torch.arange(known.numel()).view_as(known), z.shape[-1]
+    place, count = torch.arange(known.numel(), device=known.device).view_as(known), z.shape[-1]
     for step in range(STEPS):
         rows = torch.randperm(len(z), generator=order)[:TRIALS].to(z.device)
         some = known[rows]
