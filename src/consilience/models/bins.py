@@ -55,31 +55,6 @@ class AbstractBins(ABC):
     def first(self) -> Sites:
         """Those, before q is known."""
 
-    @property
-    def doubtful(self) -> bool:
-        """Whether what the cells say has modes that are to be weighed."""
-        return False
-
-    def sides(self) -> list[Tensor]:
-        """Where else to begin, in standard deviations of the prior of each latent with modes, (Q,)."""
-        return []
-
-    def begun(self, side: Tensor) -> "AbstractBins":
-        """The same cells with modes weighed by how near they are to there."""
-        return self
-
-    def weighed(self, q: AbstractTrajectories) -> "AbstractBins":
-        """The same cells with modes that disagree with q weighing less."""
-        return self
-
-    def averaged(self, found: Sequence["AbstractBins"], weight: Tensor) -> "AbstractBins":
-        """The same cells with modes weighed as in several others of these weights (others, B)."""
-        return self
-
-    def agreement(self, q: AbstractTrajectories) -> Tensor:
-        """How well q explains the cells, (B,)."""
-        return self.expected(q)
-
     @abstractmethod
     def improved(self, q: AbstractTrajectories) -> tuple[Tensor, Sites]:
         """What the cells with sites that depend on q add to the bound (B,), and where a step of rate 1 leads them."""
@@ -215,28 +190,6 @@ class DeepBins(AbstractBins):
     def first(self) -> Sites:
         return self.moving.sites()
 
-    @property
-    def doubtful(self) -> bool:
-        return self.taught is not None and self.taught.doubtful
-
-    def sides(self) -> list[Tensor]:
-        each = SIDE * torch.eye(len(self.moving.columns)).to(self.moving.mean)
-        return [*each, *-each]
-
-    def begun(self, side: Tensor) -> "DeepBins":
-        return replace(self, taught=self.moving.begun(side))
-
-    def weighed(self, q: AbstractTrajectories) -> "DeepBins":
-        return replace(self, taught=self.moving.weighed(q))
-
-    def averaged(self, found: Sequence[AbstractBins], weight: Tensor) -> "DeepBins":
-        parts = [one.moving for one in found if isinstance(one, DeepBins)]
-        return replace(self, taught=self.moving.averaged(parts, weight))
-
-    @torch.no_grad()
-    def agreement(self, q: AbstractTrajectories) -> Tensor:
-        return self.moving.agreement(q)
-
     @torch.no_grad()
     def improved(self, q: AbstractTrajectories) -> tuple[Tensor, Sites]:
         return self.moving.improved(q)
@@ -298,24 +251,35 @@ def _weighed(
     moving: Sequence[AbstractBins], given: Sequence[Sites], infer: Infer, *, hasty: bool
 ) -> Sequence[AbstractBins]:
     """The cells with modes weighed by what all of them make of each bin, from the starts that explain most."""
-
-    def looked(cells: Sequence[AbstractBins]) -> tuple[Sequence[AbstractBins], Tensor]:
-        for _ in range(LOOKS):
-            q = infer(multiplied([*given, *(one.first() for one in cells)]))
-            cells = [one.weighed(q) for one in cells]
-        q = infer(multiplied([*given, *(one.first() for one in cells)]))
-        return cells, torch.stack([one.agreement(q) for one in cells]).sum(0)
-
-    if not any(one.doubtful for one in moving):
+    deep = {k: one for k, one in enumerate(moving) if isinstance(one, DeepBins) and one.moving.doubtful}
+    if not deep:
         return moving
+    rest = [one for k, one in enumerate(moving) if k not in deep]
+    known = [*given, *(one.first() for one in rest)]
+
+    def looked(found: list[TaughtSites], looks: int) -> tuple[list[TaughtSites], AbstractTrajectories]:
+        q = infer(multiplied([*known, *(one.sites() for one in found)]))
+        for _ in range(looks):
+            found = [one.weighed(q) for one in found]
+            q = infer(multiplied([*known, *(one.sites() for one in found)]))
+        return found, q
+
+    def agreement(found: list[TaughtSites], q: AbstractTrajectories) -> Tensor:
+        return torch.stack([*(one.agreement(q) for one in found), *(one.expected(q) for one in rest)]).sum(0)
+
+    sites = [one.moving for one in deep.values()]
     if hasty:
-        q = infer(multiplied([*given, *(one.first() for one in moving)]))
-        return [one.weighed(q) for one in moving]
-    # a trial may take a wrong turn where it begins, and all its bins then agree on that
-    sides = next(one.sides() for one in moving if one.doubtful)
-    found = [looked(moving), *(looked([one.begun(side) for one in moving]) for side in sides)]
-    weight = torch.stack([value for _, value in found]).softmax(0)
-    return [one.averaged([cells[k] for cells, _ in found], weight) for k, one in enumerate(moving)]
+        q = looked(sites, 0)[1]
+        best = [one.weighed(q) for one in sites]
+    else:
+        # a trial may take a wrong turn where it begins, and all its bins then agree on that
+        each = SIDE * torch.eye(len(sites[0].columns)).to(sites[0].mean)
+        begun = [sites, *([one.begun(side) for one in sites] for side in [*each, *-each])]
+        ends = [looked(found, LOOKS) for found in begun]
+        weight = torch.stack([agreement(*end) for end in ends]).softmax(0)
+        best = [one.averaged([found[k] for found, _ in ends], weight) for k, one in enumerate(sites)]
+    new = {k: replace(one, taught=taught) for (k, one), taught in zip(deep.items(), best, strict=True)}
+    return [new.get(k, one) for k, one in enumerate(moving)]
 
 
 @torch.no_grad()
