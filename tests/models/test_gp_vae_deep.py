@@ -233,8 +233,8 @@ def test_settings_that_do_not_fit_are_named():
         cs.GPVAE(decoders={"pictur": "deep"}).build(obs.schema, 3, 0)
 
 
-def test_a_model_of_pictures_alone_begins_along_their_curve():
-    """A pixel that is always dark, known within a hair, does not lead the others; the latent follows the turn."""
+def pictures_of_a_turn():
+    """Pictures of something that turns smoothly, trials (60, 40), and its angle; half of the pixels are dark."""
     rng = np.random.default_rng(11)
     bins = 40
     lag = np.subtract.outer(np.arange(bins), np.arange(bins)) / 8
@@ -242,12 +242,17 @@ def test_a_model_of_pictures_alone_begins_along_their_curve():
     z = rng.normal(size=(60, bins)) @ factor.T
     angle = (z * 2 * np.pi / 6)[..., None] + np.linspace(0, 2 * np.pi, 12, endpoint=False)
     pictures = np.concatenate([np.exp(2 * np.cos(angle)), np.full((60, bins, 6), 1e-3)], -1)
-    obs = Observations.from_arrays(
-        Schema(modalities=(ModalitySpec(name="picture", shape=(bins, 18)),)), {"picture": pictures}
-    )
+    schema = Schema(modalities=(ModalitySpec(name="picture", shape=(bins, 18)),))
+    return Observations.from_arrays(schema, {"picture": pictures}), z
+
+
+@pytest.mark.parametrize("window", [1, 15])
+def test_a_model_of_pictures_alone_begins_along_their_curve(window):
+    """A pixel that is always dark, known within a hair, does not lead the others; the latent follows the turn."""
+    obs, z = pictures_of_a_turn()
     config = cs.TrainConfig(max_steps=30, batch_size=15, validation=0.0)
-    fitted = cs.fit(cs.GPVAE(shared=1, decoders={"picture": "deep"}, length=8.0, hidden=32), obs, config)
-    latent = fitted.latent(obs).mean["shared"].ravel()
+    family = cs.GPVAE(shared=1, decoders={"picture": "deep"}, length=8.0, hidden=32, window=window)
+    latent = cs.fit(family, obs, config).latent(obs).mean["shared"].ravel()
     ranks = np.argsort(np.argsort(np.stack([latent, z.ravel()]), axis=1), axis=1)
     assert abs(np.corrcoef(ranks)[0, 1]) > 0.9
 

@@ -148,6 +148,8 @@ class _BinReader(nn.Module):
         self.missing = nn.Linear(cells, hidden, bias=False)
         nn.init.zeros_(self.missing.weight)
         self.rest = Perceptron(hidden * window, hidden, outputs)
+        with torch.no_grad():  # a step of training moves many bins read together as far as it would one
+            self.rest.layers[0].weight.mul_(window)  # type: ignore[union-attr, operator]
 
     def forward(self, value: Tensor, seen: Tensor) -> Tensor:
         hidden = affine(self.seen, torch.where(seen, value, 0.0))
@@ -157,7 +159,7 @@ class _BinReader(nn.Module):
         if self.window > 1:
             side = self.window // 2
             padded = nn.functional.pad(hidden, (0, 0, side, side))
-            hidden = padded.unfold(1, self.window, 1).flatten(2)
+            hidden = padded.unfold(1, self.window, 1).flatten(2) / self.window
         return self.rest(hidden)
 
 
