@@ -2,8 +2,8 @@
 
 Images of one digit whose angle is a Gaussian process (``simulators.neural`` without zoom), one latent, one modality.
 Encoders read two length scales at once, which tells a turn of 190 degrees from one of -170. All contenders have the
-same networks, start, steps and batches, and differ by one option of ``GPVAE``. The score is the squared error in deg² of
-the angle that a spline, fitted on training trials, reads from the latent of test trials.
+same networks, start, steps and batches, and differ by one option of ``GPVAE``. The score is the squared error in deg²
+of the angle that a spline, fitted on training trials, reads from the latent of test trials.
 
 Run with ``python -m benchmarks.gpvae_ablations [--quick] [--seed N] --out DIR``; seeds N, N + 1, … are run.
 """
