@@ -34,6 +34,16 @@ def plain(rows=ROWS, seed=0):
     return Observations.from_arrays(Schema(modalities=specs), values, sigma={"spectrum": sigma}, ids=ids)
 
 
+def many(rows=5 * ROWS, seed=0):
+    """More of the same, for families whose networks have more to learn than factor analysis."""
+    return plain(rows, seed)
+
+
+def lone(rows=ROWS, seed=0):
+    """The spectrum alone."""
+    return plain(rows, seed).select("spectrum")
+
+
 def mixed(rows=ROWS, seed=0):
     """Every kind of modality and of state: limits, counts, flags, a class, a positive flux, an image."""
     rng = np.random.default_rng(seed)
@@ -124,6 +134,16 @@ CONSTRUCTORS = {
         cs.GPVAE(length=3.0, likelihoods={"activity": "negative-binomial"}, coordinates="time"),
         trials,
     ),
+    "dvae": (cs.DisentangledVAE(shared=1, private={"spectrum": 1}, hidden=8), many),
+    "dvae-club": (cs.DisentangledVAE(shared=1, private={"spectrum": 2}, hidden=8, club=True), many),
+    "dvae-full": (cs.DisentangledVAE(shared=2, private={"labels": 1}, hidden=8, posterior="full"), many),
+    "dvae-mixture": (cs.DisentangledVAE(shared=2, private={"spectrum": 1}, hidden=8, fusion="mixture"), many),
+    "dvae-mixed": (
+        cs.DisentangledVAE(shared=2, private={"image": 1}, hidden=8, fusion="mixture-of-products", experts="posterior"),
+        mixed,
+    ),
+    "dvae-plain": (cs.DisentangledVAE(shared=2, hidden=8, experts="plain", networks={"labels": "linear"}), many),
+    "vae": (cs.VAE(latent_dim=2, hidden=8), lone),
     "gplvm-mixed-diagonal": (cs.SharedGPLVM(**SMALL, private={"image": 1}, posterior="diagonal"), mixed),
 }
 

@@ -93,9 +93,15 @@ def test_the_page_of_trajectories_runs(quick):
     assert found["decoded"].values["position"].shape == (50, 24, 30)
 
 
+def test_the_page_of_blocks_runs(quick):
+    found = run("docs/families/disentangled_vae.md")
+    assert set(found["blocks"]) == {"shared", "private_x1", "private_x2"}
+    assert found["crossed"].values["x2"].shape == (50, 120, 50)
+
+
 @pytest.mark.parametrize("page", sorted({page for page in TEXTS if blocks(TEXTS[page], "python")} - {CONTRACT}))
 def test_no_page_with_code_is_left_out(page):
-    run_here = ("README.md", "docs/tour.md", "docs/families/gp_vae.md")
+    run_here = ("README.md", "docs/tour.md", "docs/families/disentangled_vae.md", "docs/families/gp_vae.md")
     assert page in run_here, f"{page} has Python blocks that no test runs"
 
 
@@ -142,7 +148,15 @@ def test_every_make_target_is_documented():
     assert documented == targets
 
 
-@pytest.mark.parametrize(("family", "page"), [(cs.SharedGPLVM, "shared_gplvm"), (cs.GPVAE, "gp_vae")])
+PAGES = [
+    (cs.SharedGPLVM, "shared_gplvm"),
+    (cs.GPVAE, "gp_vae"),
+    (cs.DisentangledVAE, "disentangled_vae"),
+    (cs.VAE, "disentangled_vae"),
+]
+
+
+@pytest.mark.parametrize(("family", "page"), PAGES)
 def test_every_option_of_a_model_is_on_its_page(family, page):
     rows = [line for line in TEXTS[f"docs/families/{page}.md"].splitlines() if line.startswith("| `")]
     for name, field in family.model_fields.items():

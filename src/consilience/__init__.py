@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from consilience.errors import ConsilienceError
     from consilience.io import read, write
     from consilience.io.stream import stream
+    from consilience.models.disentangled_vae import DisentangledVAE
     from consilience.models.gp_vae import GPVAE
     from consilience.models.shared_gplvm import SharedGPLVM
+    from consilience.models.vae import VAE
     from consilience.predict.fitted import Fitted, load
     from consilience.report.page import report
     from consilience.train.config import Stage, TrainConfig
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Cell",
     "ConsilienceError",
+    "DisentangledVAE",
     "Fitted",
     "GPVAE",
     "Grid",
@@ -46,6 +49,7 @@ __all__ = [
     "Streamed",
     "TimeBins",
     "TrainConfig",
+    "VAE",
     "__version__",
     "analysis",
     "errors",
@@ -64,6 +68,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Cell": "consilience.data.schema",
     "ConsilienceError": "consilience.errors",
+    "DisentangledVAE": "consilience.models.disentangled_vae",
     "Fitted": "consilience.predict.fitted",
     "GPVAE": "consilience.models.gp_vae",
     "Grid": "consilience.data.schema",
@@ -78,6 +83,7 @@ _HOMES = {
     "Streamed": "consilience.data.streaming",
     "TimeBins": "consilience.data.schema",
     "TrainConfig": "consilience.train.config",
+    "VAE": "consilience.models.vae",
     "fit": "consilience.workflow.fit",
     "load": "consilience.predict.fitted",
     "read": "consilience.io",

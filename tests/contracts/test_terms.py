@@ -13,7 +13,7 @@ from consilience.models.base import Batch, Global, PerObject
 from consilience.train.weights import objective
 from constructors import CONSTRUCTORS, fitted
 
-KINDS = ("nll", "kl", "velocity", "align", "pair", "mi", "tc", "fit")
+KINDS = ("nll", "self", "cross", "kl", "velocity", "align", "pair", "mi", "tc", "fit")
 
 
 def scaled(fit, rows):

@@ -5,12 +5,18 @@ maximum-likelihood parameters of the same table (what the optimisation leaves), 
 (that, and the sampling error of the table, which falls as 1/sqrt(N)).
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 import consilience as cs
 from consilience.blocks.factors import fit_factors
+from consilience.blocks.likelihood_base import known_variance
+from consilience.data.masking import conceal
+from consilience.data.observations import Observations
+from consilience.data.scaling import Scaler
 from consilience.simulators import LinearGaussian, linear_gaussian
 
 SIZES = {"x": 6, "y": 3}
@@ -43,11 +49,13 @@ def predictive(fit, hidden):
 def maximum_likelihood(fit, table):
     """The linear-Gaussian model of largest likelihood for this table, in physical units."""
     scaled = fit.scaler.forward(table).to(dtype=torch.float64)
-    value, sigma, seen = (
-        torch.cat([getattr(scaled.parts[name], field) for name in SIZES], -1) for field in ("value", "sigma", "seen")
+    parts = [scaled.parts[name] for name in SIZES]
+    value, known, seen = (
+        torch.cat([read(part) for part in parts], -1)
+        for read in (lambda part: part.value, known_variance, lambda part: part.seen)
     )
     with torch.no_grad():
-        found = fit_factors(value, sigma.square(), seen, factors=2, iterations=150)
+        found = fit_factors(value, known, seen, factors=2, iterations=150)
     loadings, offset, noise = {}, {}, {}
     start = 0
     for name, size in SIZES.items():
@@ -99,6 +107,46 @@ def test_free_posteriors_meet_the_closed_form_at_maximum_likelihood():
     mean, spread = distance(found, model, hidden)  # maximum likelihood itself is 0.06 and 3 % away with 2 000 rows
     assert mean < 0.08
     assert spread < 0.05
+
+
+def test_linear_networks_with_full_experts_are_exact():
+    """The posterior and the evidence of the linear model that was learned, from any modality and from all.
+
+    What each says is exact where the bounds of each alone are trained too; encoders are trained on at the end.
+    """
+    table = linear_gaussian(seed=0, latent_dim=2, sizes=SIZES).simulate(2000, seed=1)
+    linear = dict.fromkeys(SIZES, "linear")
+    family = cs.DisentangledVAE(shared=2, networks=linear, posterior="full", bounds=("joint", "self"))
+    stages = (cs.Stage(name="all", steps=800), cs.Stage(name="encoders", steps=800, groups=("encoders",)))
+    config = cs.TrainConfig(batch_size=500, validation=0, learning_rate=0.02, stages=stages)
+    module = cs.fit(family, table, config).members[0].double()
+    scaled = Scaler.fit(table).forward(table[:300]).to(dtype=torch.float64)
+    layers = {name: module.decoders[name].layers[0] for name in SIZES}
+    with torch.no_grad():
+        exact = LinearGaussian(
+            {name: layer.weight.numpy() for name, layer in layers.items()},
+            {name: layer.bias.numpy() for name, layer in layers.items()},
+            {name: module.likelihoods[name].learned().sqrt().numpy() for name in SIZES},
+        )
+        values = {name: part.value.numpy() for name, part in scaled.parts.items()}
+        for hidden in ((), ("x",), ("y",)):
+            context = replace(
+                scaled,
+                parts={
+                    name: conceal(part, torch.full_like(part.seen, name in hidden))
+                    for name, part in scaled.parts.items()
+                },
+            )
+            seen = Observations.from_arrays(table.schema, values).hide(*hidden)
+            mean, covariance = exact.latent(seen)
+            spread = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
+            found = module.condition(context).posterior
+            assert np.sqrt(np.mean(((found.mean.numpy() - mean) / spread) ** 2)) < 0.03
+            assert np.abs(found.std.numpy() / spread - 1).max() < 0.02
+            torch.manual_seed(0)
+            terms = module.terms(context, context)
+            bound = -sum(float(terms[key].value.mean()) for key in ("nll/x", "nll/y", "kl/shared"))
+            assert bound == pytest.approx(exact.log_prob(seen).mean(), abs=0.15)  # of one draw per row
 
 
 @pytest.mark.parametrize("posterior", ["map", "point"])

@@ -7,7 +7,7 @@ from scipy.stats import multivariate_normal
 
 from consilience.data.observations import Observations, State
 from consilience.errors import RequestError
-from consilience.simulators import LinearGaussian, gaussian, linear_gaussian
+from consilience.simulators import LinearGaussian, factors, gaussian, linear_gaussian
 
 SIZES = {"x": 4, "y": 3, "w": 1}
 
@@ -150,3 +150,31 @@ def test_wrong_requests_are_refused():
     state = {"x": np.full((3, 6), State.BELOW)}
     with pytest.raises(RequestError, match="limit in row 0"):
         model.latent(Observations.from_arrays(obs.schema, values, state=state))
+
+
+def test_factors_are_those_that_made_the_cells():
+    """The same maps of the truth give the cells: what is left is noise."""
+    table = factors(3000, seed=1, modalities=3, sizes=(2, 1, 12), noise=0.1, missing=0.2, sigma=0.05)
+    assert table.schema.names == (
+        "x1", "x2", "x3", "true_shared", "true_private_x1", "true_private_x2", "true_private_x3",
+    )  # fmt: skip
+    assert abs((~table.parts["x1"].seen).mean() - 0.2) < 0.02
+    assert abs(np.nanmean(np.log(table.parts["x2"].sigma)) - np.log(0.05)) < 0.02
+    s = table.parts["true_shared"].value
+    for name in ("x1", "x2"):
+        known = np.hstack([s, table.parts[f"true_private_{name}"].value])
+        x = np.where(table.parts[name].seen, table.parts[name].value, 0)
+        # a linear fit to all factors of a modality explains most, one without its own clearly less
+        both, shared = (
+            1 - np.linalg.lstsq(np.c_[f, np.ones(len(f))], x, rcond=None)[1].sum() / ((x - x.mean(0)) ** 2).sum()
+            for f in (known, s)
+        )
+        assert both > shared + 0.05
+    other = np.corrcoef(table.parts["true_private_x1"].value[:, 0], table.parts["true_private_x2"].value[:, 0])
+    assert abs(other[0, 1]) < 0.08
+
+
+@pytest.mark.parametrize("wrong", [{"modalities": 0}, {"sizes": (0, 0, 3)}, {"missing": 1.0}, {"sigma": -1.0}])
+def test_factors_that_cannot_be_are_named(wrong):
+    with pytest.raises(RequestError, match="Expected"):
+        factors(5, seed=0, **wrong)

@@ -47,6 +47,10 @@ class View:
     part: Modality
     columns: Tensor
 
+    def moments(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of the functions at rows of these latents (R, Q_m), each (R, D · functions)."""
+        return self.gp.moments(self.gp.features(z))
+
 
 @dataclass(frozen=True, slots=True)
 class _Point:

@@ -1,5 +1,6 @@
-r"""Posteriors of latent positions: Gaussians with a full, diagonal or zero covariance, per object or amortised."""
+r"""Posteriors of latent positions: Gaussians of full, diagonal or no covariance, mixtures; per object or amortised."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -10,7 +11,18 @@ from torch import Tensor, nn
 from consilience.blocks.factors import FactorPosterior
 from consilience.blocks.products import product
 
-__all__ = ["AmortisedPosterior", "GaussianLatent", "LocalPosterior", "PopulationPrior", "from_precision"]
+__all__ = [
+    "AmortisedPosterior",
+    "DiagonalLatent",
+    "GaussianLatent",
+    "LocalPosterior",
+    "MixtureLatent",
+    "PopulationPrior",
+    "from_precision",
+]
+
+
+HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +48,20 @@ class GaussianLatent:
         """Marginal standard deviations, shape (B, Q)."""
         return torch.zeros_like(self.mean) if self.factor is None else self.factor.square().sum(-1).sqrt()
 
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log density at one z (B, Q) of each object, (B,)."""
+        assert self.factor is not None, "a point has no density"
+        away = torch.linalg.solve_triangular(self.factor, (z - self.mean)[..., None], upper=False)[..., 0]
+        log_diagonal = self.factor.diagonal(dim1=-2, dim2=-1).log()
+        return -(0.5 * away.square() + log_diagonal + HALF_LOG_2PI).sum(-1)
+
+    def block(self, columns: Tensor) -> "GaussianLatent":
+        """The marginal of some latents."""
+        if self.factor is None:
+            return GaussianLatent(self.mean[:, columns], None)
+        rows = self.factor[:, columns]
+        return GaussianLatent(self.mean[:, columns], torch.linalg.cholesky_ex(rows @ rows.mT)[0])
+
     def divergence(self) -> Tensor:
         r"""KL(q ‖ N(0, I)) by latent dimension, shape (B, Q).
 
@@ -47,6 +73,76 @@ class GaussianLatent:
             return 0.5 * square
         log_diagonal = self.factor.diagonal(dim1=-2, dim2=-1).log()
         return 0.5 * (self.factor.square().sum(-1) + square - 1) - log_diagonal
+
+
+@dataclass(frozen=True, slots=True)
+class DiagonalLatent:
+    """q(z) = N(μ, diag σ²) of each object.
+
+    Arguments:
+        mean: μ, shape (B, Q).
+        std: σ, shape (B, Q).
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def draw(self, normal: Tensor) -> Tensor:
+        """z = μ + σ ε for ε of shape (S, B, Q)."""
+        return self.mean + self.std * normal
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log density at one z (B, Q) of each object, (B,)."""
+        return -(0.5 * ((z - self.mean) / self.std).square() + self.std.log() + HALF_LOG_2PI).sum(-1)
+
+    def block(self, columns: Tensor) -> "DiagonalLatent":
+        """The marginal of some latents."""
+        return DiagonalLatent(self.mean[:, columns], self.std[:, columns])
+
+    def divergence(self) -> Tensor:
+        """KL(q ‖ N(0, I)) by latent dimension, shape (B, Q)."""
+        return 0.5 * (self.std.square() + self.mean.square() - 1) - self.std.log()
+
+
+@dataclass(frozen=True, slots=True)
+class MixtureLatent:
+    r""":math:`q(z) = \sum_k w_k N(\mu_k, \mathrm{diag}\,\sigma_k^2)` of each object.
+
+    Arguments:
+        weight: w, shape (K, B), adding up to 1.
+        means: μ, shape (K, B, Q).
+        stds: σ, shape (K, B, Q).
+    """
+
+    weight: Tensor
+    means: Tensor
+    stds: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """(B, Q)."""
+        return (self.weight[..., None] * self.means).sum(0)
+
+    @property
+    def std(self) -> Tensor:
+        """(B, Q)."""
+        square = (self.weight[..., None] * (self.stds.square() + (self.means - self.mean).square())).sum(0)
+        return square.sqrt()
+
+    def draw(self, normal: Tensor) -> Tensor:
+        """Draws from ε of shape (S, B, Q): the first tells the component, what is left of it is a normal again."""
+        edges = torch.nn.functional.pad(self.weight.cumsum(0), (0, 0, 1, 0)).double()  # (K + 1, B)
+        u = torch.special.ndtr(normal[..., 0].double())
+        which = (u[None] >= edges[1:-1, None]).sum(0)  # (S, B)
+        low, high = (edges[k].gather(0, which) for k in (slice(0, -1), slice(1, None)))
+        left = torch.special.ndtri(((u - low) / (high - low)).clamp(1e-12, 1 - 1e-12)).to(normal)
+        own = torch.cat([left[..., None], normal[..., 1:]], -1)
+        rows = torch.arange(normal.shape[1], device=normal.device).expand_as(which)
+        return self.means[which, rows] + self.stds[which, rows] * own
+
+    def block(self, columns: Tensor) -> "MixtureLatent":
+        """The marginal of some latents."""
+        return MixtureLatent(self.weight, self.means[..., columns], self.stds[..., columns])
 
 
 class PopulationPrior(nn.Module):

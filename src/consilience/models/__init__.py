@@ -8,8 +8,10 @@ from consilience.errors import SchemaError
 from consilience.models.base import AbstractFamily
 
 MODELS = {
+    "DisentangledVAE": "consilience.models.disentangled_vae",
     "GPVAE": "consilience.models.gp_vae",
     "SharedGPLVM": "consilience.models.shared_gplvm",
+    "VAE": "consilience.models.vae",
 }
 
 

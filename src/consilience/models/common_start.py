@@ -1,15 +1,16 @@
-"""Where a model of trajectories begins: what its modalities have in common, bin by bin, then what is left of each."""
+"""Where a model begins: what its modalities have in common, by object or by bin, then what is left of each."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from consilience.blocks.factors import FLOOR, canonical_scores, fit_factors, fit_loadings
-from consilience.models.bins import AbstractBins, LinearBins
+from consilience.blocks.likelihood_base import AbstractLikelihood
+from consilience.data.observations import Modality
 
-__all__ = ["Start", "common_start"]
+__all__ = ["Look", "Start", "common_start"]
 
 COMPONENTS = 20  # principal components of a modality with a deep decoder that are compared with the others
 
@@ -30,19 +31,20 @@ class Start:
 
 
 @torch.no_grad()
-def common_start(cells: Mapping[str, AbstractBins], sizes: Mapping[str, int], shared: int) -> dict[str, Start]:
+def common_start(
+    looks: Mapping[str, "Look"], sizes: Mapping[str, int], shared: int, *, linear: Collection[str]
+) -> dict[str, Start]:
     """Linear fits of all modalities to canonical scores of all of them, and to further factors of each.
 
     A linear modality is compared by the factors of a factor analysis, as many as it reads latents; one with a deep
     decoder by its first principal components, which may be any functions of its latents.
 
     Arguments:
-        cells: The cells of some trials by bin, all with the same number of bins.
+        looks: The cells of the same objects or bins by modality.
         sizes: Number of latents that each modality reads.
         shared: Number of shared ones.
+        linear: Modalities that are fitted; others get no loadings.
     """
-    looks = {name: _Look.of(one) for name, one in cells.items()}
-    linear = {name for name, one in cells.items() if isinstance(one, LinearBins)}
     scores = {n: look.factors(sizes[n]) if n in linear else look.components() for n, look in looks.items()}
     common = canonical_scores(list(scores.values()), shared)
     return {
@@ -52,7 +54,7 @@ def common_start(cells: Mapping[str, AbstractBins], sizes: Mapping[str, int], sh
 
 
 @dataclass(frozen=True, slots=True)
-class _Look:
+class Look:
     """Gaussian look-alikes of cells, float64: values, known variances, which count; each (N, D)."""
 
     value: Tensor
@@ -60,9 +62,10 @@ class _Look:
     seen: Tensor
 
     @classmethod
-    def of(cls, one: AbstractBins) -> "_Look":
-        value, known = one.likelihood.pseudo(one.part)
-        return cls(value.double(), known.double(), one.part.seen)
+    def of(cls, likelihood: AbstractLikelihood, part: Modality) -> "Look":
+        """Of flat cells (N, D)."""
+        value, known = likelihood.pseudo(part)
+        return cls(value.double(), known.double(), part.seen.repeat_interleave(likelihood.functions, -1))
 
     def mean(self) -> Tensor:
         weight = torch.where(self.seen, 1 / (1 + self.known), 0.0)

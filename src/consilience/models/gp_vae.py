@@ -41,7 +41,7 @@ from consilience.data.schema import ModalitySpec, Schema
 from consilience.errors import DataError, SchemaError
 from consilience.models.base import AbstractFamily, AbstractModel, Group, PerObject, Term, slot
 from consilience.models.bins import AbstractBins, DeepBins, LinearBins, by_trial, multiplied, trajectory_sites
-from consilience.models.common_start import common_start
+from consilience.models.common_start import Look, common_start
 from consilience.models.deep_start import deep_start
 from consilience.models.taught import TaughtSites, heard
 from consilience.models.trajectory import TrajectoryConditional
@@ -202,7 +202,9 @@ class _Module(AbstractModel):
         some = target[slice(None, None, max(1, len(target) * self.bins // STARTING))]
         cells = {name: self.cells(name, part) for name, part in some.parts.items()}
         sizes = {name: len(columns) for name, columns in self.columns.items()}
-        for name, found in common_start(cells, sizes, self.config.shared).items():
+        looks = {name: Look.of(one.likelihood, one.part) for name, one in cells.items()}
+        linear = {name for name, one in cells.items() if isinstance(one, LinearBins)}
+        for name, found in common_start(looks, sizes, self.config.shared, linear=linear).items():
             key = slot(name)
             offset = cells[name].likelihood.start(found.offset, found.noise)
             if key in self.decoders:

@@ -1,21 +1,21 @@
-"""Conditionals of latent-variable models with sparse GP decoders: draw z, decode, score."""
+"""The conditional of every family with one latent vector per object: draw z, decode, score."""
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from consilience.blocks.laplace import View
+from consilience.blocks.likelihood_base import AbstractLikelihood
 from consilience.blocks.noise import Noise
-from consilience.blocks.posteriors import GaussianLatent
 from consilience.data.observations import Modality, Observations
 from consilience.errors import RequestError
-from consilience.models.base import Density
+from consilience.models.base import Density, LatentPosterior
 
-__all__ = ["LatentConditional", "flat"]
+__all__ = ["Blocks", "Decodes", "LatentConditional", "flat"]
 
 ROWS = 2048  # flattened (draw, object) rows decoded at once: bounds the memory of the packed features
 SCORED = 128  # latent draws behind a density
@@ -27,28 +27,52 @@ def flat(part: Modality) -> Modality:
     return part if part.value.ndim == 2 else part.map(lambda a: a.reshape(len(a), -1) if a.shape == shape else a)
 
 
+class Decodes(Protocol):
+    """What one modality makes of the latents: p(x | f) and the moments of f."""
+
+    @property
+    def columns(self) -> Tensor:
+        """Latents that it reads, (Q_m,)."""
+        ...
+
+    @property
+    def likelihood(self) -> AbstractLikelihood: ...
+
+    def moments(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of f at rows of its latents (R, Q_m), each (R, D · functions)."""
+        ...
+
+
+class Blocks(LatentPosterior, Protocol):
+    """A posterior of all blocks side by side, (B, Q)."""
+
+    def block(self, columns: Tensor) -> LatentPosterior:
+        """The marginal of some latents."""
+        ...
+
+
 @dataclass(frozen=True)
 class LatentConditional:
     r""":math:`p(x_\mathrm{target} \mid x_\mathrm{seen}) = \int p(x_\mathrm{target} \mid z)\, q(z)\, \mathrm dz`.
 
     Arguments:
-        views: Decoder and cells of every modality.
+        views: Decoder of every modality.
         encoded: q(z) of each object as an encoder gives it, all blocks side by side; None without an encoder.
         infer: Gives the refined q(z); asked at most once.
         columns: Latent columns of each block.
     """
 
-    views: Mapping[str, View]
-    encoded: GaussianLatent | None
-    infer: Callable[[], GaussianLatent]
+    views: Mapping[str, Decodes]
+    encoded: Blocks | None
+    infer: Callable[[], Blocks]
     columns: Mapping[str, Tensor]
 
     @cached_property
-    def posterior(self) -> GaussianLatent:
+    def posterior(self) -> Blocks:
         """Refined q(z) of each object, all blocks side by side."""
         return self.infer()
 
-    def by(self, method: str) -> GaussianLatent:
+    def by(self, method: str) -> Blocks:
         """q(z) by "default", the refined one, or "encoder", that of one pass."""
         if method == "default":
             return self.posterior
@@ -57,18 +81,10 @@ class LatentConditional:
         known = ["default"] if self.encoded is None else ["default", "encoder"]
         raise RequestError(f"Expected method among {known}; got {method!r}.")
 
-    def latent(self, method: str = "default") -> dict[str, GaussianLatent]:
+    def latent(self, method: str = "default") -> dict[str, LatentPosterior]:
         """Marginal posterior of each block."""
         posterior = self.by(method)
-        found = {}
-        for block, columns in self.columns.items():
-            factor = posterior.factor
-            if factor is not None:
-                rows = factor[:, columns]
-                covariance = rows @ rows.mT
-                factor = torch.linalg.cholesky_ex(covariance)[0]
-            found[block] = GaussianLatent(posterior.mean[:, columns], factor)
-        return found
+        return {block: posterior.block(columns) for block, columns in self.columns.items()}
 
     @torch.no_grad()
     def sample(self, targets: tuple[str, ...], noise: Noise, n: int, method: str = "default") -> dict[str, Tensor]:
@@ -112,7 +128,7 @@ class LatentConditional:
         """Mean and variance of f at draws z (S, B, Q), each (S, B, D · functions)."""
         view = self.views[name]
         rows = z[..., view.columns].flatten(0, 1)
-        pieces = [view.gp.moments(view.gp.features(some)) for some in rows.split(ROWS)]
+        pieces = [view.moments(some) for some in rows.split(ROWS)]
         mean, variance = (torch.cat(part).unflatten(0, z.shape[:2]) for part in zip(*pieces, strict=True))
         return mean, variance
 

@@ -1,7 +1,7 @@
 """Data with known truth: functions (n, seed, …) -> Observations."""
 
-from consilience.simulators.gaussian import LinearGaussian, gaussian, linear_gaussian
+from consilience.simulators.gaussian import LinearGaussian, factors, gaussian, linear_gaussian
 from consilience.simulators.neural import neural
 from consilience.simulators.quasars import quasars, quasars_at
 
-__all__ = ["LinearGaussian", "gaussian", "linear_gaussian", "neural", "quasars", "quasars_at"]
+__all__ = ["LinearGaussian", "factors", "gaussian", "linear_gaussian", "neural", "quasars", "quasars_at"]

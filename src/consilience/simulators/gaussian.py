@@ -1,6 +1,7 @@
-r"""The linear-Gaussian model: the one whose every conditional is known in closed form.
+r"""The linear-Gaussian model, whose conditionals are known in closed form, and a curved relative with known factors.
 
-It is the exact truth that every latent family with linear decoders must meet.
+The first is the exact truth that every latent family with linear decoders must meet; the second tells whether shared
+and private factors are told apart.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,7 +15,7 @@ from consilience.data.schema import ModalitySpec, Schema, nearest
 from consilience.errors import RequestError
 from consilience.typing import FloatArray
 
-__all__ = ["LinearGaussian", "gaussian", "linear_gaussian"]
+__all__ = ["LinearGaussian", "factors", "gaussian", "linear_gaussian"]
 
 SIZES: Mapping[str, int] = MappingProxyType({"x": 6, "y": 3})
 
@@ -269,6 +270,69 @@ def gaussian(
     """
     model = linear_gaussian(seed=seed, latent_dim=latent_dim, sizes=sizes)
     return model.simulate(n, seed=seed + 1, missing=missing, sigma=sigma)
+
+
+def factors(
+    n: int,
+    *,
+    seed: int,
+    modalities: int = 2,
+    sizes: tuple[int, int, int] = (2, 2, 50),
+    noise: float = 0.1,
+    sigma: float = 0.0,
+    missing: float = 0.0,
+) -> Observations:
+    r"""Modalities x1, x2, … of known shared factors s and private ones p_m, through random curved maps.
+
+    .. math:: x^{(m)} = A_m \tanh(B_m (s, p_m) + b_m) + \psi ε + \sigma_n ⊙ e, \qquad s, p_m \sim N(0, I)
+
+    B_m and b_m are standard normal with as many rows as cells; A_m normal of variance 1 / cells.
+
+    Arguments:
+        n: Objects.
+        seed: Seed of the maps; the table uses ``seed + 1``. Split one table to get training and test rows.
+        modalities: M.
+        sizes: Numbers of shared factors, of private ones of each modality, and of cells of each.
+        noise: ψ.
+        sigma: Median of the known error bars, log-normal with 0.3 in the logarithm; 0 for none.
+        missing: Probability that a cell is unseen.
+
+    Returns:
+        The modalities, then the complete truth: ``true_shared``, and ``true_private_NAME`` of each.
+
+    Raises:
+        RequestError: fewer than one modality or cell, a negative number of factors or noise, or missing outside [0, 1).
+
+    Example:
+        >>> factors(4, seed=0).schema.names
+        ('x1', 'x2', 'true_shared', 'true_private_x1', 'true_private_x2')
+    """
+    shared, private, cells = sizes
+    if modalities < 1 or cells < 1 or min(shared, private) < 0 or shared + private < 1:
+        raise RequestError(f"Expected a modality, a cell and a factor at least; got {modalities} and sizes {sizes}.")
+    if min(noise, sigma) < 0 or not 0 <= missing < 1:
+        raise RequestError(
+            f"Expected noise >= 0, sigma >= 0 and 0 <= missing < 1; got {noise}, {sigma} and {missing}. Change them."
+        )
+    maps, rng = np.random.default_rng(seed), np.random.default_rng(seed + 1)
+    s = rng.standard_normal((n, shared))
+    values: dict[str, FloatArray] = {}
+    errors: dict[str, FloatArray] = {}
+    true: dict[str, FloatArray] = {"true_shared": s} if shared else {}
+    for name in (f"x{number + 1}" for number in range(modalities)):
+        p = rng.standard_normal((n, private))
+        weight, bias = maps.standard_normal((cells, shared + private)), maps.standard_normal(cells)
+        out = maps.standard_normal((cells, cells)) / np.sqrt(cells)
+        y = np.tanh(np.hstack([s, p]) @ weight.T + bias) @ out.T + noise * rng.standard_normal((n, cells))
+        bars = sigma * np.exp(0.3 * rng.standard_normal(y.shape))
+        x = y + bars * rng.standard_normal(y.shape)
+        values[name] = np.where(rng.random(y.shape) < missing, np.nan, x)
+        if sigma > 0:
+            errors[name] = bars
+        if private:
+            true[f"true_private_{name}"] = p
+    specs = [ModalitySpec(name=name, shape=x.shape[1:]) for name, x in (values | true).items()]
+    return Observations.from_arrays(Schema(modalities=tuple(specs)), values | true, sigma=errors)
 
 
 def _variance(part: Modality) -> FloatArray:

@@ -1,0 +1,124 @@
+r"""Fusion of what several experts say of one latent vector, every object with its own set of experts.
+
+An expert is a Gaussian factor :math:`\exp(\eta^\top z - \tfrac12 z^\top \Lambda z)` of each object, zero where it saw
+nothing. A product of experts is the Gaussian of shift :math:`\sum_i \eta_i` and precision
+:math:`P_0 + \sum_i \Lambda_i`, with the prior's :math:`P_0 = I`; in the plain form :math:`P_0 = 0` where there is an
+expert. A mixture of products averages the products of several sets of experts.
+
+References:
+    | Multimodal generative models for scalable weakly-supervised learning (Wu & Goodman, 2018)
+    | Variational mixture-of-experts autoencoders (Shi et al., 2019)
+    | Generalized multimodal ELBO (Sutter et al., 2021)
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from itertools import product as tuples
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from consilience.blocks.posteriors import DiagonalLatent, GaussianLatent, from_precision
+
+__all__ = ["AbstractExperts", "DiagonalExperts", "Fusion", "FullExperts", "sets_of_experts", "some_others"]
+
+Fusion = Literal["product", "mixture", "mixture-of-products"]
+LEAST = 1e-6  # precision of a plain product whose experts say nothing
+
+
+@dataclass(frozen=True)
+class AbstractExperts(ABC):
+    """Factors of M experts over all Q latents of B objects.
+
+    Arguments:
+        shift: η, shape (M, B, Q).
+        precision: Λ, of shape (M, B, Q) where it is diagonal, or (M, B, Q, Q).
+        plain: Leave the prior out of products of one or more experts.
+    """
+
+    shift: Tensor
+    precision: Tensor
+    plain: bool = False
+
+    @abstractmethod
+    def product(self, chosen: Tensor) -> DiagonalLatent | GaussianLatent:
+        """The product of the chosen experts (M, B) of each object and the prior."""
+
+    def _sums(self, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Shift and precision of the chosen ones, and what the prior adds to the latter's diagonal (B, Q)."""
+        weight = chosen.to(self.shift.dtype)
+        shift = (weight[..., None] * self.shift).sum(0)
+        precision = (weight.view(*weight.shape, *[1] * (self.precision.ndim - 2)) * self.precision).sum(0)
+        diagonal = precision if precision.ndim == 2 else precision.diagonal(dim1=-2, dim2=-1)
+        prior = torch.where(diagonal > 0, LEAST, 1.0) if self.plain else torch.ones_like(diagonal)
+        return shift, precision, prior
+
+
+@dataclass(frozen=True)
+class DiagonalExperts(AbstractExperts):
+    """Experts to whom latents are independent.
+
+    Example:
+        >>> experts = DiagonalExperts(torch.ones(2, 1, 1), torch.ones(2, 1, 1))
+        >>> q = experts.product(torch.tensor([[True], [True]]))
+        >>> round(float(q.mean), 3), round(float(q.std) ** 2, 3)
+        (0.667, 0.333)
+    """
+
+    def product(self, chosen: Tensor) -> DiagonalLatent:
+        shift, precision, prior = self._sums(chosen)
+        total = prior + precision
+        return DiagonalLatent(shift / total, total.rsqrt())
+
+
+@dataclass(frozen=True)
+class FullExperts(AbstractExperts):
+    """Experts with matrices Λ: with linear decoders and Gaussian cells they can be exact."""
+
+    def product(self, chosen: Tensor) -> GaussianLatent:
+        shift, precision, prior = self._sums(chosen)
+        total = torch.diag_embed(prior) + precision
+        mean = torch.linalg.solve(total.double(), shift.double()[..., None])[..., 0]
+        return from_precision(mean.to(shift), total)
+
+
+def sets_of_experts(fusion: Fusion, seen: Tensor) -> tuple[Tensor, Tensor]:
+    """The sets that a fusion averages: which experts are in each (K, M, B), and the weights of the sets (K, B).
+
+    A product has one set, of all that saw something; a mixture one for each of them; a mixture of products all subsets
+    of these but the empty one. An object of which nobody saw anything has the empty set.
+
+    Arguments:
+        fusion: The kind.
+        seen: Which experts saw something, (M, B).
+
+    Example:
+        >>> members, weight = sets_of_experts("mixture", torch.tensor([[True], [True], [False]]))
+        >>> weight[:, 0].tolist()
+        [0.5, 0.5, 0.0]
+    """
+    if fusion == "product":
+        return seen[None], seen.new_ones(1, seen.shape[1], dtype=torch.get_default_dtype())
+    count = len(seen)
+    subsets = [c for c in tuples((False, True), repeat=count) if any(c) and (fusion != "mixture" or sum(c) == 1)]
+    members = torch.tensor(sorted(subsets, reverse=True), device=seen.device)[..., None] & seen[None]
+    # a set counts where its experts all saw something
+    whole = members.sum(1) == torch.tensor([sum(c) for c in sorted(subsets, reverse=True)], device=seen.device)[:, None]
+    weight = whole.to(torch.get_default_dtype())
+    weight[0] += ~seen.any(0)
+    return members, weight / weight.sum(0)
+
+
+def some_others(own: int, seen: Tensor) -> Tensor:
+    """A random set of the experts that saw something without one of them (M, B), empty only where there is no other.
+
+    One of the others is surely in it, each further one with probability one half; from torch's generator.
+    """
+    others = seen.clone()
+    others[own] = False
+    chance = torch.rand(seen.shape).to(seen.device)
+    first = torch.where(others, chance, -1.0).argmax(0)
+    kept = torch.rand(seen.shape).to(seen.device) < 0.5
+    kept[first, torch.arange(seen.shape[1], device=seen.device)] = True
+    return kept & others

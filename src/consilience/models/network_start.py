@@ -1,0 +1,107 @@
+"""Where networks of one latent vector per object begin: near a factor analysis."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from consilience.blocks.fusion import AbstractExperts, FullExperts
+from consilience.blocks.posteriors import GaussianLatent
+from consilience.data.masking import conceal
+from consilience.data.observations import Observations
+from consilience.models.base import slot
+from consilience.models.common_start import Look, common_start
+from consilience.models.latent import Decodes, flat
+
+__all__ = ["network_start", "placed"]
+
+ROWS = 4000  # that it looks at, at most
+ELEMENTS = 40_000_000  # of matrices by row that it holds
+STEPS, BATCH = 300, 128  # of the networks
+RATE, LONGEST = 5e-3, 100.0  # their learning rate, and the norm of a slope
+
+
+class _Startable(Protocol):
+    columns: Mapping[str, Tensor]
+    size: int
+    encoders: nn.ModuleDict
+    decoders: nn.ModuleDict
+
+    def experts(self, context: Observations) -> tuple[AbstractExperts, Tensor]: ...
+
+    def views(self) -> Mapping[str, Decodes]: ...
+
+
+@torch.no_grad()
+def network_start(model: _Startable, target: Observations, *, shared: int) -> None:
+    """Train encoders and decoders on draws of the latents of a factor analysis, for a few hundred steps.
+
+    Its shared factors are what the modalities have in common, its private ones what that leaves of each. From random
+    networks a bound may leave all latents at the prior, most in small tables.
+    """
+    most = min(ROWS, ELEMENTS // model.size**2)
+    some = target[slice(None, None, max(1, -(-len(target) // most)))]
+    views = model.views()
+    looks = {name: Look.of(views[name].likelihood, flat(part)) for name, part in some.parts.items()}
+    sizes = {name: len(columns) for name, columns in model.columns.items()}
+    shifts, precisions = [], []
+    for name, found in common_start(looks, sizes, shared, linear=set(looks)).items():
+        last = model.decoders[slot(name)].layers[-1]  # type: ignore[union-attr, index]
+        last.bias.copy_(views[name].likelihood.start(found.offset, found.noise))  # type: ignore[union-attr, operator]
+        c, look, columns = found.loadings, looks[name], model.columns[name].to(found.loadings.device)
+        weight = torch.where(look.seen, 1 / (found.noise + look.known), 0.0)
+        outer = (c[:, :, None] * c[:, None, :]).flatten(1)
+        shifts.append(placed((weight * (look.value - found.offset)) @ c, columns, model.size))
+        precisions.append(placed((weight @ outer).unflatten(1, (c.shape[1], c.shape[1])), columns, model.size))
+    experts = FullExperts(torch.stack(shifts), torch.stack(precisions))
+    q = experts.product(torch.ones_like(experts.shift[..., 0], dtype=torch.bool))
+    with torch.enable_grad():
+        _towards(model, q, some)
+
+
+def _towards(model: _Startable, q: GaussianLatent, target: Observations) -> None:
+    """Train the networks on draws of the latents of these rows; encoders see any share of the cells."""
+    parameters = [*model.encoders.parameters(), *model.decoders.parameters()]
+    optimiser = torch.optim.Adam(parameters, lr=RATE)
+    assert q.factor is not None, "a Gaussian"
+    for step in range(STEPS):
+        rows = torch.randperm(len(target))[:BATCH]
+        some, at = target[rows.numpy()], rows.to(q.mean.device)
+        experts, seen = model.experts(_thinned(some))
+        normal = torch.randn(1, len(at), model.size).to(q.mean)
+        z = GaussianLatent(q.mean[at], q.factor[at]).draw(normal)[0].to(experts.shift)
+        loss = z.new_zeros(())
+        for number, (name, view) in enumerate(model.views().items()):
+            alone = torch.zeros_like(seen)
+            alone[number] = seen[number]
+            columns = view.columns.to(z.device)
+            own = z[:, columns]
+            drawn = view.likelihood.expected(flat(some.parts[name]), *view.moments(own)).sum(-1)
+            read = experts.product(alone).block(columns).log_prob(own)
+            loss = loss - torch.where(seen[number], drawn + read, 0.0).mean()
+        for group in optimiser.param_groups:
+            group["lr"] = RATE * (1 - step / STEPS)
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, LONGEST)
+        optimiser.step()
+
+
+def _thinned(rows: Observations) -> Observations:
+    """With a random share of the cells of each modality of every other row hidden."""
+    parts = {}
+    for name, part in rows.parts.items():
+        share = torch.rand(len(rows), *[1] * (part.value.ndim - 1))
+        share[::2] = 0.0
+        parts[name] = conceal(part, (torch.rand(part.value.shape) < share).to(part.value.device))
+    return replace(rows, parts=parts)
+
+
+def placed(array: Tensor, columns: Tensor, size: int) -> Tensor:
+    """Elements (B, Q_m) or (B, Q_m, Q_m) of some latents among all Q, zero elsewhere."""
+    if array.ndim == 2:
+        return array.new_zeros(len(array), size).index_copy(1, columns, array)
+    wide = array.new_zeros(*array.shape[:2], size).index_copy(2, columns, array)
+    return array.new_zeros(len(array), size, size).index_copy(1, columns, wide)

@@ -1,0 +1,89 @@
+"""vCLUB and InfoNCE of Gaussians, whose information is known."""
+
+import math
+
+import pytest
+import torch
+
+from consilience.blocks.information import ConditionalGaussian, Critic, info_nce, vclub
+
+ROWS = 40_000
+
+
+def pair(rho, seed=0, rows=ROWS):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, 1, generator=generator, dtype=torch.float64)
+    return x, rho * x + math.sqrt(1 - rho**2) * torch.randn(rows, 1, generator=generator, dtype=torch.float64)
+
+
+class Exact(ConditionalGaussian):
+    """The conditional of a Gaussian pair."""
+
+    def __init__(self, rho):
+        super().__init__(1, 1, 2)
+        self.rho = torch.nn.Parameter(torch.tensor(rho, dtype=torch.float64))
+
+    def forward(self, x):
+        return self.rho * x, torch.log1p(-self.rho.square()).expand(len(x), 1)
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.3, 0.6, 0.8])
+def test_club_with_the_true_conditional(rho):
+    """ρ² / (1 − ρ²), which is above the information."""
+    x, y = pair(rho)
+    found = float(vclub(Exact(rho), y, x).detach())
+    assert found == pytest.approx(rho**2 / (1 - rho**2), abs=0.04)
+    assert found > -0.5 * math.log(1 - rho**2) - 0.01
+
+
+def test_club_is_the_average_over_all_pairs():
+    x, y = pair(0.7, rows=40)
+    q = ConditionalGaussian(1, 1, 4).double()
+    matched = q.log_prob(y, x).mean()
+    every = q.log_prob(y.repeat(40, 1), x.repeat_interleave(40, 0)).mean()
+    torch.testing.assert_close(vclub(q, y, x), matched - every)
+
+
+def test_club_moves_latents_and_not_the_conditional():
+    x, y = (one.requires_grad_() for one in pair(0.7, rows=40))
+    q = ConditionalGaussian(1, 1, 4).double()
+    vclub(q, y, x).backward()
+    assert x.grad is not None
+    assert y.grad is not None
+    assert x.grad.any()
+    assert y.grad.any()
+    assert all(parameter.grad is None for parameter in q.parameters())
+
+
+def test_the_conditional_learns_the_true_one():
+    x, y = (one.float() for one in pair(0.8))
+    torch.manual_seed(0)
+    q = ConditionalGaussian(1, 1, 16)
+    optimiser = torch.optim.Adam(q.parameters(), lr=1e-2)
+    for _ in range(300):
+        rows = torch.randint(len(x), (512,))
+        optimiser.zero_grad()
+        (-q.log_prob(y[rows], x[rows]).mean()).backward()
+        optimiser.step()
+    entropy = 0.5 * math.log(2 * math.pi * math.e * (1 - 0.8**2))
+    assert float(-q.log_prob(y, x).mean().detach()) == pytest.approx(entropy, abs=0.02)
+    assert float(vclub(q, y, x).detach()) == pytest.approx(0.64 / 0.36, rel=0.1)
+
+
+@pytest.mark.parametrize(("rho", "batch"), [(0.6, 64), (0.95, 64), (0.999, 16)])
+def test_info_nce_is_below_the_information_and_the_logarithm_of_the_batch(rho, batch):
+    x, y = pair(rho)
+    xs, ys = (one.view(-1, batch, 1) for one in (x, y))
+    # the best scores are log p(y | x) up to what does not depend on y
+    scores = -0.5 * (ys.mT - rho * xs).square() / (1 - rho**2) + 0.5 * ys.mT.square()
+    found = float(torch.stack([info_nce(one) for one in scores]).mean())
+    information = -0.5 * math.log(1 - rho**2)
+    assert found < min(information, math.log(batch)) + 0.02
+    assert found > 0.6 * min(information, math.log(batch))
+
+
+def test_a_critic_scores_all_pairs():
+    x, y = (one.float()[:6] for one in pair(0.5, rows=10))
+    scores = Critic(1, 1, 8)(x, y)
+    assert scores.shape == (6, 6)
+    torch.testing.assert_close(Critic(1, 1, 8)(x, y[:2]).shape, torch.Size([6, 2]))

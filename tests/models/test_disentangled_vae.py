@@ -1,0 +1,201 @@
+"""DisentangledVAE and VAE: blocks, bounds, fusion, CLUB, where they begin and what they leave out."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import consilience as cs
+from consilience.data.masking import conceal
+from consilience.data.observations import Observations, State
+from consilience.data.scaling import Scaler
+from consilience.data.schema import ModalitySpec, Schema
+from consilience.errors import DataError, SchemaError
+from consilience.models.base import Batch
+
+NAMES = ("x1", "x2", "x3")
+
+
+def table(rows=40, seed=0, modalities=2):
+    made = cs.simulators.factors(rows, seed=seed, modalities=modalities, sizes=(1, 1, 6), missing=0.1, sigma=0.1)
+    return made.select(*NAMES[:modalities])
+
+
+def model_of(obs, seed=0, **options):
+    family = cs.DisentangledVAE(**({"shared": 2, "private": {"x1": 1}, "hidden": 8} | options))
+    return family.build(obs.schema, len(obs), seed).double()
+
+
+def batch(obs):
+    return Scaler.fit(obs).forward(obs).to(dtype=torch.float64)
+
+
+def terms(model, rows, seed=0):
+    torch.manual_seed(seed)
+    return model.terms(rows, rows)
+
+
+def without(rows, name):
+    parts = rows.parts
+    return replace(rows, parts={**parts, name: conceal(parts[name], torch.ones_like(parts[name].seen))})
+
+
+def test_a_missing_modality_leaves_its_private_latents_at_the_prior():
+    rows = batch(table())
+    model = model_of(rows)
+    both, one = (model.condition(some).latent() for some in (rows, without(rows, "x1")))
+    assert (both["private_x1"].std < 1).all()
+    torch.testing.assert_close(one["private_x1"].std, torch.ones_like(one["private_x1"].std))
+    assert not one["private_x1"].mean.any()
+    assert (one["shared"].std > both["shared"].std).all()
+
+
+def test_what_crosses_counts_where_another_modality_was_seen():
+    rows = batch(table())
+    model = model_of(rows)
+    found = terms(model, rows)
+    alone = terms(model, without(rows, "x2"))
+    assert {"cross/x1", "cross/x2", "self/x1", "kl/cross_x2", "kl/private_x1", "kl/shared"} < set(found)
+    assert found["cross/x1"].value.all()
+    for name in ("cross/x1", "kl/cross_x1", "cross/x2", "self/x2", "nll/x2", "kl/self_x2"):
+        assert not alone[name].value.any(), name
+    # from one modality alone the joint bound is its own
+    torch.testing.assert_close(alone["kl/shared"].value, alone["kl/self_x1"].value)
+
+
+def test_bounds_that_were_not_asked_for_are_not_there():
+    rows = batch(table())
+    found = terms(model_of(rows, bounds=("joint",)), rows)
+    assert set(found) == {"nll/x1", "nll/x2", "kl/shared", "kl/private_x1"}
+    single = terms(cs.VAE(latent_dim=2, hidden=8).build(rows.select("x1").schema, 40, 0).double(), rows.select("x1"))
+    assert set(single) == {"nll/x1", "kl/shared"}
+
+
+def test_the_divergence_of_private_latents_counts_once_per_bound():
+    rows = batch(table())
+    every = terms(model_of(rows), rows)["kl/private_x1"].value
+    joint = terms(model_of(rows, bounds=("joint",)), rows)["kl/private_x1"].value
+    torch.testing.assert_close(every, 3 * joint)
+
+
+@pytest.mark.parametrize("posterior", ["diagonal", "full"])
+def test_of_three_modalities_a_random_set_crosses(posterior):
+    rows = batch(table(modalities=3))
+    model = model_of(rows, private=dict.fromkeys(NAMES, 1), posterior=posterior)
+    seen = {float(terms(model, rows, seed)["kl/cross_x1"].value[0].detach()) for seed in range(40)}
+    assert len(seen) == 3  # from x2, from x3, from both
+
+
+def test_a_mixture_of_one_modality_is_its_product():
+    rows = without(batch(table()), "x2")
+    whole, mixed = (model_of(rows, fusion=fusion).condition(rows).latent() for fusion in ("product", "mixture"))
+    for block, q in whole.items():
+        torch.testing.assert_close(mixed[block].mean, q.mean)
+        torch.testing.assert_close(mixed[block].std, q.std)
+
+
+def test_a_mixture_is_between_what_its_modalities_say():
+    rows = batch(table())
+    model = model_of(rows, fusion="mixture")
+    q = model.condition(rows).latent()["shared"]
+    means = [model.condition(without(rows, name)).latent()["shared"].mean for name in ("x2", "x1")]
+    torch.testing.assert_close(q.mean, (means[0] + means[1]) / 2)
+    private = model.condition(rows).latent()["private_x1"].mean
+    torch.testing.assert_close(private, model.condition(without(rows, "x2")).latent()["private_x1"].mean)
+
+
+def test_club_has_every_pair_of_blocks_and_leaves_its_conditionals_to_their_own_term():
+    rows = batch(table())
+    model = model_of(rows, private={"x1": 1, "x2": 1}, club=True)
+    found = terms(model, rows)
+    pairs = {"shared_private_x1", "shared_private_x2", "private_x1_private_x2"}
+    assert {name.removeprefix("mi/") for name in found if name.startswith("mi/")} == pairs
+    club = dict(model.club.named_parameters())
+    for pair in pairs:
+        assert isinstance(found[f"mi/{pair}"], Batch)
+        apart = torch.autograd.grad(
+            found[f"mi/{pair}"].value, list(club.values()), allow_unused=True, retain_graph=True
+        )
+        assert all(slope is None for slope in apart)
+    encoder = list(model.encoders.parameters())
+    fit = sum(found[f"fit/{pair}"].value.sum() for pair in pairs)
+    assert all(s is None for s in torch.autograd.grad(fit, encoder, allow_unused=True, retain_graph=True))
+    moved = torch.autograd.grad(found["mi/private_x1_private_x2"].value, encoder, allow_unused=True)
+    assert any(slope is not None and slope.any() for slope in moved)
+    assert float(terms(model, without(rows, "x2"))["mi/private_x1_private_x2"].value) == 0
+
+
+def test_a_small_table_begins_near_its_factor_analysis():
+    """Without that all latents of such tables stay at the prior."""
+    made = cs.simulators.linear_gaussian(seed=3, latent_dim=2, sizes={"x1": 6, "x2": 6}).simulate(
+        60, seed=4, missing=0.1
+    )
+    family = cs.DisentangledVAE(shared=2, hidden=16)
+    fitted = cs.fit(family, made, cs.TrainConfig(max_steps=1, batch_size=20, validation=0, learning_rate=1e-6))
+    assert fitted.latent(made).used()["shared"] == 2
+    exact, _ = cs.simulators.linear_gaussian(seed=3, latent_dim=2, sizes={"x1": 6, "x2": 6}).latent(made)
+    latent = fitted.latent(made).mean["shared"]
+    residual = exact - latent @ np.linalg.lstsq(latent, exact, rcond=None)[0]
+    assert 1 - residual.var() / exact.var() > 0.9
+
+
+def test_latents_that_nothing_decides_are_silent():
+    rows = batch(table())
+    model = model_of(rows)
+    encoder = model.encoders["x1"].rest.layers[-1]
+    with torch.no_grad():  # what it says of its private latent is next to nothing
+        encoder.bias[-1] = -8.0
+        encoder.weight[-1] = 0.0
+    before = model.condition(rows).latent()["private_x1"]
+    assert before.mean.any()
+    model.settle(rows)
+    after = model.condition(rows).latent()
+    assert not after["private_x1"].mean.any()
+    assert (after["private_x1"].std == 1).all()
+
+
+def test_shared_and_private_factors_are_told_apart():
+    made = cs.simulators.factors(2500, seed=5, sizes=(1, 1, 20))
+    train, test = made.split(0.8, seed=0)
+    family = cs.DisentangledVAE(shared=1, private={"x1": 1, "x2": 1}, hidden=64)
+    config = cs.TrainConfig(max_steps=500, learning_rate=3e-3, validation=0)
+    fitted = cs.fit(family, train.select("x1", "x2").renumbered(), config)
+    latent = fitted.latent(test.select("x1", "x2")).mean
+    blocks = ("shared", "private_x1", "private_x2")
+    ranks = np.argsort(
+        np.argsort([*(latent[b][:, 0] for b in blocks), *(test.parts[f"true_{b}"].value[:, 0] for b in blocks)])
+    )
+    found = np.abs(np.corrcoef(ranks)[:3, 3:])
+    assert np.diag(found).min() > 0.95
+    assert found[~np.eye(3, dtype=bool)].max() < 0.15
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shared": 0, "private": {}}, "at least one latent"),
+        ({"shared": 0}, "latents that 'x2' reads"),
+        ({"posterior": "full", "fusion": "mixture"}, "fusion 'product'"),
+        ({"posterior": "full", "experts": "plain"}, "fusion 'product'"),
+        ({"club": True, "private": {}}, "two blocks"),
+        ({"club": True, "bounds": ("self",)}, "bound 'joint'"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(options, message):
+    with pytest.raises(SchemaError, match=message):
+        model_of(batch(table()), **options)
+
+
+def test_a_vae_has_one_modality():
+    with pytest.raises(SchemaError, match="one modality"):
+        cs.VAE().build(table().schema, 40, 0)
+
+
+def test_limits_need_a_likelihood_that_takes_them():
+    schema = Schema(modalities=(ModalitySpec(name="x1", shape=(2,)),))
+    state = np.full((6, 2), State.MEASURED)
+    state[3, 1] = State.BELOW
+    obs = Observations.from_arrays(schema, {"x1": np.random.default_rng(0).normal(size=(6, 2))}, state={"x1": state})
+    with pytest.raises(DataError, match="no limits in 'x1'"):
+        cs.fit(cs.VAE(latent_dim=1, likelihood="student"), obs, cs.TrainConfig(max_steps=1, validation=0))
