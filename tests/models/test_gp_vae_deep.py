@@ -281,3 +281,16 @@ def test_deep_start_leaves_alone_what_it_cannot_know():
     deep_start(cells, torch.ones(1, dtype=torch.float64), lag=2)
     for name, parameter in model.encoders.named_parameters():
         torch.testing.assert_close(parameter, before[name], rtol=0, atol=0)
+
+
+def test_an_encoder_that_knows_nothing_at_all_still_teaches_and_learns():
+    """Precisions whose inverse no float can hold, as a large step of training may leave them."""
+    obs = table(rows=4)
+    model = model_of(obs, private={}).float()
+    with torch.no_grad():
+        model.pupils["picture"].reader.rest.layers[-1].bias.view(2, 3)[:, 1] = -95.0
+    rows = batch(obs).to(dtype=torch.float32)
+    found = model.terms(rows, rows)
+    assert all(torch.isfinite(term.value).all() for term in found.values())
+    slopes = torch.autograd.grad(found["fit/picture"].value.sum(), list(model.pupils.parameters()), allow_unused=True)
+    assert all(torch.isfinite(slope).all() for slope in slopes if slope is not None)

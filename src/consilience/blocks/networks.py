@@ -11,7 +11,7 @@ __all__ = ["ModesEncoder", "Perceptron", "SiteEncoder", "WaveDecoder", "affine"]
 
 STEEPEST = 1.5  # radians per unit of a latent
 QUIET = -5.0  # log precision of a site that says next to nothing
-SHARPEST = 12.0  # largest log precision of a site
+QUIETEST, SHARPEST = -20.0, 12.0  # least and largest log precision of a site
 
 
 def affine(layer: nn.Linear, x: Tensor) -> Tensor:
@@ -164,4 +164,4 @@ class _BinReader(nn.Module):
 
 
 def _precision(log_precision: Tensor, there: Tensor) -> Tensor:
-    return torch.where(there, log_precision.clamp_max(SHARPEST).exp(), 0.0)
+    return torch.where(there, log_precision.clamp(QUIETEST, SHARPEST).exp(), 0.0)
