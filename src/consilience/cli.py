@@ -80,7 +80,8 @@ def demo(
 @app.command(epilog="Example: consilience study quasars-hst --data DIR --out results/quasars-hst")
 def study(
     name: Annotated[
-        str, typer.Argument(help="quasars, quasars-hst, quasars-sdss, neural-sim, fly or rat.", show_default=False)
+        str,
+        typer.Argument(help="quasars, quasars-hst, quasars-sdss, factors, neural-sim, fly or rat.", show_default=False),
     ],
     *,
     out: Annotated[Path, typer.Option("--out", help="Folder of results.", show_default=False)],

@@ -259,6 +259,24 @@ def test_neural_sim(tmp_path):
         assert (tmp_path / f"{name}.png").is_file()
 
 
+def test_factors(tmp_path):
+    numbers, _ = ran(tmp_path, "factors")
+    kinds = ("", "_oversized", "_incomplete", "_oversized_incomplete")
+    for which in (*kinds, *(f"{kind}_no_club" for kind in kinds)):
+        assert numbers[f"r2_own_min{which}"] <= 1
+        assert numbers[f"r2_leak_max{which}"] <= 1
+    assert (tmp_path / "blocks.png").is_file()
+
+
+def test_factors_need_a_model_with_blocks(tmp_path):
+    settings = tmp_path / "own.toml"
+    study = runner.configuration("factors", quick=True).study
+    lines = [f"{key} = {list(value) if isinstance(value, list | tuple) else value}" for key, value in study.items()]
+    settings.write_text("[study]\n" + "\n".join(lines) + '\n[model]\nfamily = "SharedGPLVM"\n')
+    with pytest.raises(SchemaError, match="DisentangledVAE for factors"):
+        runner.run_study("factors", tmp_path, settings=settings)
+
+
 def test_fly(tmp_path):
     numbers, _ = ran(tmp_path, "fly", "--data", real("fly_heading_circuit"))
     # not trained by steps; chance is 90 degrees, and in the dark the bump drifts

@@ -6,6 +6,7 @@ from consilience.analysis.calibration import Bands, Calibration, calibration
 from consilience.analysis.comparison import Comparison, compare
 from consilience.analysis.imputation import Imputation, imputation
 from consilience.analysis.outliers import Outliers, outliers
+from consilience.analysis.probes import Probes, probes
 from consilience.analysis.reconstruction import Reconstruction, reconstruction
 
 __all__ = [
@@ -17,11 +18,13 @@ __all__ = [
     "Imputation",
     "MeanBaseline",
     "Outliers",
+    "Probes",
     "Reconstruction",
     "RidgePCA",
     "calibration",
     "compare",
     "imputation",
     "outliers",
+    "probes",
     "reconstruction",
 ]
