@@ -107,6 +107,29 @@ def recordings(rows=ROWS, seed=0):
     return trials(rows, seed, counts=False)
 
 
+def scenes(rows=5 * ROWS, seed=0):
+    """An image in two bands and a spectrum, with gaps and error bars, and classes."""
+    rng = np.random.default_rng(seed)
+    z = rng.normal(size=(rows, 2))
+    across, down = np.meshgrid(np.linspace(-1, 1, 9), np.linspace(-1, 1, 7))
+    blob = np.exp(-3 * ((across - 0.4 * z[:, 0, None, None]) ** 2 + down**2))
+    image = np.stack([blob, (1 + 0.5 * np.tanh(z[:, 1, None, None])) * blob], 1)
+    spectrum = np.sin(np.linspace(0, 6, 18) + z[:, :1]) * (1.5 + np.tanh(z[:, 1:]))
+    values = {"image": image, "spectrum": spectrum, "type": (z[:, 0] + rng.normal(size=rows) > 0).astype(float)}
+    sigma = {name: rng.uniform(0.05, 0.2, size=values[name].shape) for name in ("image", "spectrum")}
+    for name, bars in sigma.items():
+        values[name] = values[name] + bars * rng.normal(size=bars.shape)
+        values[name][rng.random(bars.shape) < 0.1] = np.nan
+    specs = (
+        ModalitySpec(name="image", shape=(2, 7, 9)),
+        ModalitySpec(name="spectrum", shape=(18,)),
+        ModalitySpec(name="type", kind="category", classes=2),
+    )
+    ids = [f"{seed}-{row}" for row in range(rows)]
+    return Observations.from_arrays(Schema(modalities=specs), values, sigma=sigma, ids=ids)
+
+
+CONVOLVED = {"image": "conv", "spectrum": "conv"}
 SMALL = {"latent_dim": 2, "inducing": 6, "hidden": 8}
 
 CONSTRUCTORS = {
@@ -143,9 +166,16 @@ CONSTRUCTORS = {
         mixed,
     ),
     "dvae-plain": (cs.DisentangledVAE(shared=2, hidden=8, experts="plain", networks={"labels": "linear"}), many),
+    "dvae-conv": (cs.DisentangledVAE(shared=2, private={"image": 1}, hidden=8, channels=2, networks=CONVOLVED), scenes),
+    "regression": (cs.Regression(target="labels", hidden=8), many),
     "vae": (cs.VAE(latent_dim=2, hidden=8), lone),
     "gplvm-mixed-diagonal": (cs.SharedGPLVM(**SMALL, private={"image": 1}, posterior="diagonal"), mixed),
 }
+
+
+def produced(fit):
+    """Modalities that a model draws."""
+    return tuple(m for m in fit.schema.names if fit.answers(frozenset(), frozenset([m])))
 
 
 @lru_cache(maxsize=64)

@@ -99,9 +99,14 @@ def test_the_page_of_blocks_runs(quick):
     assert found["crossed"].values["x2"].shape == (50, 120, 50)
 
 
+def test_the_page_of_regression_runs(quick):
+    assert run("docs/families/regression.md")["fitted"].capabilities == {"density", "limits"}
+
+
 @pytest.mark.parametrize("page", sorted({page for page in TEXTS if blocks(TEXTS[page], "python")} - {CONTRACT}))
 def test_no_page_with_code_is_left_out(page):
-    run_here = ("README.md", "docs/tour.md", "docs/families/disentangled_vae.md", "docs/families/gp_vae.md")
+    families = ("disentangled_vae", "gp_vae", "regression")
+    run_here = ("README.md", "docs/tour.md", *(f"docs/families/{name}.md" for name in families))
     assert page in run_here, f"{page} has Python blocks that no test runs"
 
 

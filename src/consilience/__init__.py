@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from consilience.io.stream import stream
     from consilience.models.disentangled_vae import DisentangledVAE
     from consilience.models.gp_vae import GPVAE
+    from consilience.models.regression import Regression
     from consilience.models.shared_gplvm import SharedGPLVM
     from consilience.models.vae import VAE
     from consilience.predict.fitted import Fitted, load
@@ -41,6 +42,7 @@ __all__ = [
     "Modality",
     "ModalitySpec",
     "Observations",
+    "Regression",
     "Samples",
     "Schema",
     "SharedGPLVM",
@@ -77,6 +79,7 @@ _HOMES = {
     "Observations": "consilience.data.observations",
     "Samples": "consilience.data.samples",
     "Schema": "consilience.data.schema",
+    "Regression": "consilience.models.regression",
     "SharedGPLVM": "consilience.models.shared_gplvm",
     "Stage": "consilience.train.config",
     "State": "consilience.data.observations",

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from constructors import CONSTRUCTORS, fitted
+from constructors import CONSTRUCTORS, fitted, produced
 
 
 @pytest.fixture(params=CONSTRUCTORS)
@@ -24,8 +24,23 @@ def table(name):
 
 @pytest.fixture
 def fresh(name):
-    """Rows that were not trained on: more than one tile, the last one incomplete."""
+    """Rows that were not trained on: more than one tile, the last one incomplete; without what is never read."""
+    rows, fit = CONSTRUCTORS[name][1](80, seed=1), fitted(name)
+    return rows.hide(*(m for m in produced(fit) if not fit.answers(frozenset([m]), frozenset(produced(fit)))))
+
+
+@pytest.fixture
+def scored(name):
+    """The same rows with all that can be scored."""
     return CONSTRUCTORS[name][1](80, seed=1)
+
+
+@pytest.fixture
+def latent(fit):
+    """A model with latents of its own for every object."""
+    if "latent" not in fit.capabilities:
+        pytest.skip("no latents")
+    return fit
 
 
 @pytest.fixture

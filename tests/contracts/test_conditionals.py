@@ -8,7 +8,7 @@ import torch
 
 from consilience.blocks.noise import Noise
 from consilience.data.observations import Observations
-from constructors import CONSTRUCTORS, fitted
+from constructors import CONSTRUCTORS, fitted, produced
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 
@@ -28,7 +28,7 @@ def noise(fit, rows):
 
 
 def draws(fit, rows, n=5):
-    return conditional(fit, rows).sample(rows.schema.names, noise(fit, rows), n)
+    return conditional(fit, rows).sample(produced(fit), noise(fit, rows), n)
 
 
 def assert_close(found, expected, names, factor=1):
@@ -73,10 +73,10 @@ def test_draws_are_a_pure_map_of_the_noise(fit, fresh):
     found = conditional(fit, fresh)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        first = found.sample(fresh.schema.names, noise(fit, fresh), 4)
+        first = found.sample(produced(fit), noise(fit, fresh), 4)
         torch.manual_seed(2)
-        again = found.sample(fresh.schema.names, noise(fit, fresh), 4)
-        other = found.sample(fresh.schema.names, replace(noise(fit, fresh), seed=1), 4)
+        again = found.sample(produced(fit), noise(fit, fresh), 4)
+        other = found.sample(produced(fit), replace(noise(fit, fresh), seed=1), 4)
     for target, value in first.items():
         assert torch.equal(value, again[target])
         assert not torch.equal(value, other[target])
@@ -84,13 +84,13 @@ def test_draws_are_a_pure_map_of_the_noise(fit, fresh):
 
 def test_the_draws_of_a_window_follow_those_before_it(fit, fresh):
     found, whole = conditional(fit, fresh), noise(fit, fresh)
-    long = found.sample(fresh.schema.names, whole, 6)
-    late = found.sample(fresh.schema.names, replace(whole, first=4), 2)
+    long = found.sample(produced(fit), whole, 6)
+    late = found.sample(produced(fit), replace(whole, first=4), 2)
     assert_close(late, {target: value[4:] for target, value in long.items()}, fresh.schema)
 
 
 def test_a_target_is_the_same_alone_and_among_others(fit, fresh):
-    target = fresh.schema.names[-1]
+    target = produced(fit)[-1]
     alone = conditional(fit, fresh).sample((target,), noise(fit, fresh), 3)
     assert set(alone) == {target}
     assert torch.equal(alone[target], draws(fit, fresh, n=3)[target])
@@ -109,7 +109,8 @@ def prior_of(model):
     return dict(zip(model.blocks, zip(model.prior.mean.split(sizes), std.split(sizes), strict=True), strict=True))
 
 
-def test_nothing_seen_gives_the_prior(fit, fresh):
+def test_nothing_seen_gives_the_prior(latent, fresh):
+    fit = latent
     found = conditional(fit, fresh[:4].hide(*fresh.schema.names))
     for block, posterior in found.latent().items():
         assert posterior.mean.shape[1:] == fit.members[0].blocks[block].shape
@@ -118,7 +119,8 @@ def test_nothing_seen_gives_the_prior(fit, fresh):
         torch.testing.assert_close(posterior.std, std.expand_as(posterior.std), atol=1e-4, rtol=0)
 
 
-def test_an_empty_row_takes_nothing_from_its_neighbours(fit, fresh):
+def test_an_empty_row_takes_nothing_from_its_neighbours(latent, fresh):
+    fit = latent
     blank = fresh[:1].hide(*fresh.schema.names)
     values = {m: np.concatenate([blank.parts[m].value, fresh[1:5].parts[m].value]) for m in fresh.schema.names}
     states = {m: np.concatenate([blank.parts[m].state, fresh[1:5].parts[m].state]) for m in fresh.schema.names}
@@ -129,7 +131,8 @@ def test_an_empty_row_takes_nothing_from_its_neighbours(fit, fresh):
     assert ((found.std[1:] / std).flatten(1).min(-1).values < 0.9).all()
 
 
-def test_latents_are_the_blocks_declared(fit, fresh):
+def test_latents_are_the_blocks_declared(latent, fresh):
+    fit = latent
     found = conditional(fit, fresh[:3]).latent()
     assert set(found) == set(fit.members[0].blocks)
     for posterior in found.values():
@@ -145,7 +148,7 @@ def test_latents_are_the_blocks_declared(fit, fresh):
 
 def test_a_training_row_is_treated_as_any_other(name, fit, table):
     """Its index, and what a per-object posterior learned with its labels, must not matter."""
-    target = table.schema.names[-1]
+    target = produced(fit)[-1]
     inside, outside = table[5:9].hide(target), table[5:9].hide(target).detached()
     model = fit.members[0]
     both = []

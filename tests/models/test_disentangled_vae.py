@@ -143,7 +143,7 @@ def test_a_small_table_begins_near_its_factor_analysis():
 def test_latents_that_nothing_decides_are_silent():
     rows = batch(table())
     model = model_of(rows)
-    encoder = model.encoders["x1"].rest.layers[-1]
+    encoder = model.encoders["x1"].reader.rest.layers[-1]
     with torch.no_grad():  # what it says of its private latent is next to nothing
         encoder.bias[-1] = -8.0
         encoder.weight[-1] = 0.0

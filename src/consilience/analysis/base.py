@@ -29,7 +29,6 @@ __all__ = [
     "numbers",
     "plain",
     "quantities",
-    "seen",
     "tiles",
     "truth_of",
 ]
@@ -97,11 +96,6 @@ def quantities(spec: ModalitySpec, *, each: bool = False) -> list[Quantity]:
         pairs = zip(spec.cell_names(), spec.cell_units(), strict=True)
         return [Quantity(spec.name, name, unit, [i]) for i, (name, unit) in enumerate(pairs)]
     return [Quantity(spec.name, spec.name, spec.unit, slice(None))]
-
-
-def seen(obs: Observations) -> frozenset[str]:
-    """Modalities with at least one seen cell in the table."""
-    return frozenset(name for name in obs.schema.names if obs.parts[name].seen.any())
 
 
 def default_targets(schema: Schema) -> tuple[str, ...]:

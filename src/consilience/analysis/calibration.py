@@ -13,13 +13,13 @@ from consilience.analysis.base import (
     default_targets,
     plain,
     quantities,
-    seen,
     tiles,
     truth_of,
 )
 from consilience.analysis.scores import central, crps, mean_absolute_error, pit, r_squared, root_mean_square
 from consilience.data.observations import Observations
 from consilience.errors import DataError, RequestError
+from consilience.predict.tiles import seen
 from consilience.typing import FloatArray, IntArray
 
 if TYPE_CHECKING:

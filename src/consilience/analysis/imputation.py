@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from consilience.analysis.base import AbstractResult, Quantity, quantities, seen, tiles, truth_of
+from consilience.analysis.base import AbstractResult, Quantity, quantities, tiles, truth_of
 from consilience.analysis.scores import central, mean_absolute_error, pit, r_squared, root_mean_square
 from consilience.data.observations import Observations
 from consilience.errors import CapabilityError, RequestError
+from consilience.predict.tiles import seen
 from consilience.typing import BoolArray, FloatArray
 
 if TYPE_CHECKING:

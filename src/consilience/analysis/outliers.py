@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from consilience.analysis.base import AbstractResult, seen, truth_of
+from consilience.analysis.base import AbstractResult, truth_of
 from consilience.analysis.reconstruction import residuals
 from consilience.data.observations import Observations
 from consilience.errors import CapabilityError, RequestError
+from consilience.predict.tiles import seen
 from consilience.typing import BoolArray, FloatArray, StringArray
 
 if TYPE_CHECKING:

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from consilience.analysis.base import AbstractResult, answered, quantities, seen, tiles, truth_of
+from consilience.analysis.base import AbstractResult, answered, quantities, tiles, truth_of
 from consilience.analysis.scores import mean_absolute_error, root_mean_square
 from consilience.data.observations import Observations
 from consilience.data.schema import Schema
 from consilience.errors import CapabilityError, DataError
+from consilience.predict.tiles import seen
 from consilience.typing import BoolArray, FloatArray, IntArray
 
 if TYPE_CHECKING:

@@ -1,22 +1,100 @@
-"""Networks that read the cells of one modality of an object into factors of its latents."""
+"""Networks that read the cells of one modality of an object into factors of its latents, and those that draw them."""
 
-from typing import Literal
+import math
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from consilience.blocks.convolutions import ConvolutionDecoder, ConvolutionReader
 from consilience.blocks.networks import Perceptron, affine
+from consilience.errors import SchemaError
 
-__all__ = ["Form", "FactorEncoder", "network"]
+__all__ = ["Architecture", "Decoder", "FactorEncoder", "Form", "Kind", "cell_weights"]
 
 Form = Literal["likelihood", "posterior", "plain"]
+Kind = Literal["dense", "linear", "conv"]
 QUIET = -5.0  # log precision of a factor that says next to nothing
 SHARPEST = 14.0  # largest log precision of a factor
 
 
-def network(kind: Literal["dense", "linear"], inputs: int, hidden: int, outputs: int) -> nn.Module:
+class Decoder(Protocol):
+    """Functions of every cell (R, D · functions) of latents (R, Q)."""
+
+    def __call__(self, z: Tensor) -> Tensor: ...
+
+    def begin(self, offset: Tensor) -> None:
+        """Take the functions that are given before anything is learned."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """Networks of one modality.
+
+    Arguments:
+        kind: "dense", two hidden layers; "linear", none; "conv", convolutions along a spectrum or over an image.
+        shape: Event shape of the modality.
+        functions: Functions of every cell.
+        hidden: Width of dense layers.
+        channels: After the first convolution.
+
+    Raises:
+        SchemaError: convolutions of an event of no or more than three axes.
+    """
+
+    kind: Kind
+    shape: tuple[int, ...]
+    functions: int
+    hidden: int
+    channels: int
+
+    def __post_init__(self) -> None:
+        if self.kind == "conv" and not 1 <= len(self.shape) <= 3:
+            raise SchemaError(
+                f"Expected an event shape (D,), (H, W) or (C, H, W) for convolutions; got {self.shape}. "
+                "Say networks = 'dense'."
+            )
+
+    @property
+    def cells(self) -> int:
+        """Functions of all cells."""
+        return math.prod(self.shape) * self.functions
+
+    def reader(self, outputs: int) -> nn.Module:
+        """Of cells, and of how far each is missing."""
+        if self.kind == "conv":
+            sizes = {"channels": self.channels, "hidden": self.hidden}
+            return ConvolutionReader(self.shape, self.functions, **sizes, outputs=outputs)
+        return _DenseReader(self.cells, self.hidden if self.kind == "dense" else 0, outputs)
+
+    def decoder(self, latents: int) -> "Decoder":
+        """Of latents to functions."""
+        if self.kind == "conv":
+            sizes = {"channels": self.channels, "hidden": self.hidden}
+            return ConvolutionDecoder(latents, self.shape, self.functions, **sizes)
+        return Perceptron(latents, *[self.hidden] * (2 * (self.kind == "dense")), self.cells)
+
+
+class _DenseReader(nn.Module):
     """Two hidden layers, or none."""
-    return Perceptron(inputs, hidden, hidden, outputs) if kind == "dense" else Perceptron(inputs, outputs)
+
+    def __init__(self, cells: int, hidden: int, outputs: int) -> None:
+        super().__init__()
+        self.seen = nn.Linear(cells, hidden or outputs)
+        self.missing = nn.Linear(cells, hidden or outputs, bias=False)
+        nn.init.zeros_(self.missing.weight)
+        self.rest = Perceptron(hidden, hidden, outputs) if hidden else None
+
+    def forward(self, value: Tensor, missing: Tensor) -> Tensor:
+        found = affine(self.seen, value) + affine(self.missing, missing)
+        return found if self.rest is None else self.rest(nn.functional.silu(found))
+
+
+def cell_weights(seen: Tensor, known: Tensor) -> Tensor:
+    """w = seen / (1 + s²) of cells of about unit variance and of known error variance s²."""
+    return torch.where(seen, 1 / (1 + known), 0.0)
 
 
 class FactorEncoder(nn.Module):
@@ -33,38 +111,23 @@ class FactorEncoder(nn.Module):
     Full factors are :math:`\Lambda = L L^\top`, and the network gives η and L.
 
     Arguments:
-        cells: D.
+        architecture: Of the network.
         latents: Q.
-        hidden: Width of the layers.
-        kind: "dense" or "linear".
         form: What the experts are.
         full: Whether Λ has off-diagonal elements.
-        quiet: Latents, the last ones, of which it says next to nothing before it is trained.
+        quiet: Latents, the last ones, of which it says next to nothing before it is trained; none if full.
     """
 
+    quiet: Tensor
+
     def __init__(
-        self,
-        cells: int,
-        latents: int,
-        hidden: int,
-        *,
-        kind: Literal["dense", "linear"],
-        form: Form,
-        full: bool,
-        quiet: int = 0,
+        self, architecture: Architecture, latents: int, *, form: Form, full: bool = False, quiet: int = 0
     ) -> None:
         super().__init__()
         self.form, self.full, self.latents = form, full, latents
-        outputs = latents + (latents * (latents + 1) // 2 if full else latents)
-        first = hidden if kind == "dense" else outputs
-        self.seen = nn.Linear(cells, first)
-        self.missing = nn.Linear(cells, first, bias=False)
-        nn.init.zeros_(self.missing.weight)
-        self.rest = Perceptron(hidden, hidden, outputs) if kind == "dense" else None
-        if quiet:
-            with torch.no_grad():
-                last = self.seen if self.rest is None else self.rest.layers[-1]
-                last.bias[-quiet:] = QUIET  # type: ignore[index, operator]
+        self.reader = architecture.reader(latents + (latents * (latents + 1) // 2 if full else latents))
+        whispers = torch.arange(latents) >= latents - quiet
+        self.register_buffer("quiet", torch.where(whispers, QUIET, 0.0), persistent=False)
 
     def forward(self, value: Tensor, known: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
         """η (B, Q), and Λ of shape (B, Q) or (B, Q, Q).
@@ -74,10 +137,8 @@ class FactorEncoder(nn.Module):
             known: s², shape (B, D).
             seen: Which of them count, shape (B, D).
         """
-        weight = torch.where(seen, 1 / (1 + known), 0.0)
-        found = affine(self.seen, weight * value) + affine(self.missing, 1 - weight)
-        if self.rest is not None:
-            found = self.rest(nn.functional.silu(found))
+        weight = cell_weights(seen, known)
+        found = self.reader(weight * value, 1 - weight)
         there = seen.any(-1, keepdim=True)
         first, second = found[:, : self.latents], found[:, self.latents :]
         if self.full:
@@ -87,6 +148,7 @@ class FactorEncoder(nn.Module):
             matrix = factor @ factor.mT
             return torch.where(there, first, 0.0), torch.where(there[..., None], matrix, 0.0)
         # of half of the cells half of what they know
-        precision = torch.where(there, weight.mean(-1, keepdim=True) * second.clamp_max(SHARPEST).exp(), 0.0)
+        log_precision = (self.quiet + second).clamp_max(SHARPEST)
+        precision = torch.where(there, weight.mean(-1, keepdim=True) * log_precision.exp(), 0.0)
         scale = 1 + precision if self.form == "posterior" else precision
         return torch.where(there, scale * first, 0.0), precision

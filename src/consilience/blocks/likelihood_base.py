@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from consilience.blocks.noise import Noise
-from consilience.data.observations import Modality
-from consilience.errors import RequestError
+from consilience.data.observations import Modality, State
+from consilience.errors import DataError, RequestError
 
 __all__ = ["FLOOR", "AbstractLikelihood", "inside", "known_variance"]
 
@@ -65,6 +65,17 @@ class AbstractLikelihood(nn.Module, ABC):
 
     def learn(self, part: Modality, mean: Tensor, variance: Tensor, rate: float) -> None:  # noqa: B027
         """Move what has a closed-form optimum given the moments of f, at this rate; nothing by default."""
+
+    def refuse_limits(self, name: str, part: Modality) -> None:
+        """Nothing where it can score every cell of the modality.
+
+        Raises:
+            DataError: the modality has limits and the likelihood takes none.
+        """
+        if not self.takes_limits and bool((part.state > State.MEASURED).any()):
+            raise DataError(
+                f"Expected no limits in '{name}' under the {type(self).__name__} likelihood; got some. Use gaussian."
+            )
 
     def slopes(self, part: Modality, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """E (B, D) and its slopes g = ∂E/∂μ and h = ∂E/∂v, each (B, D · functions)."""

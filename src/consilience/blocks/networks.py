@@ -41,6 +41,11 @@ class Perceptron(nn.Module):
             x = nn.functional.silu(affine(layer, x))  # type: ignore[arg-type]
         return affine(last, x)  # type: ignore[arg-type]
 
+    @torch.no_grad()
+    def begin(self, offset: Tensor) -> None:
+        """Take the outputs that are given where all hidden units are zero."""
+        self.layers[-1].bias.copy_(offset)  # type: ignore[union-attr, operator]
+
 
 class WaveDecoder(nn.Module):
     r"""Sines of the latents, then layers of SiLU units: from the first step steep enough for latents of unit variance.

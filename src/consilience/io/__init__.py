@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 __all__ = ["READERS", "WRITERS", "describe", "read", "read_table", "write"]
 
 READERS = {  # suffix -> function of a path that returns a RawTable
-    ".parquet": "consilience.io.tables:read_parquet",
+    ".parquet": "consilience.io.mmu:read_parquet",
+    ".hdf5": "consilience.io.mmu:read_hdf5",
+    ".h5": "consilience.io.mmu:read_hdf5",
     ".csv": "consilience.io.tables:read_csv",
     ".ecsv": "consilience.io.tables:read_ecsv",
     ".npz": "consilience.io.npz:read_npz",
@@ -42,7 +44,8 @@ def read(path: PathOrStr | Sequence[PathOrStr], schema: "Schema | PathOrStr | No
     A file that :func:`write` made carries its schema (CSV does not). Any other needs one.
 
     Arguments:
-        path: Parquet, CSV, ECSV, NPZ, FITS, or NWB, whose trials are binned as the schema says.
+        path: Parquet, HDF5 (the Multimodal Universe), CSV, ECSV, NPZ, FITS, or NWB, whose trials are binned as the
+            schema says.
         schema: What the columns mean, or the path of a TOML or JSON file that says so.
 
     Raises:
@@ -62,6 +65,7 @@ def read(path: PathOrStr | Sequence[PathOrStr], schema: "Schema | PathOrStr | No
         3
     """
     from consilience.data.schema import Schema
+    from consilience.io.frames import framed
     from consilience.io.meaning import observations_of
 
     meaning = schema if schema is None or isinstance(schema, Schema) else Schema.read(schema)
@@ -77,7 +81,7 @@ def read(path: PathOrStr | Sequence[PathOrStr], schema: "Schema | PathOrStr | No
             f"Expected a schema for {table.source}, which carries none; it has the columns {list(table.columns)}. "
             "Give `schema`, a TOML file that says what they mean."
         )
-    return observations_of(table, meaning)
+    return observations_of(framed(table, meaning), meaning)
 
 
 def write(content: "Observations | Samples", path: PathOrStr) -> None:
@@ -97,7 +101,7 @@ def read_table(path: PathOrStr | Sequence[PathOrStr], *, text: Sequence[str] = (
     """The columns of a file as they are, before a schema gives them meaning.
 
     Arguments:
-        path: Parquet, CSV, ECSV, NPZ, FITS, or a folder or list of SDSS ``spec-*.fits``.
+        path: Parquet, HDF5, CSV, ECSV, NPZ, FITS, or a folder or list of SDSS ``spec-*.fits``.
         text: Columns that are text even where they look like numbers, for a format without types (CSV).
 
     Raises:

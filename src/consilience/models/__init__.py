@@ -10,6 +10,7 @@ from consilience.models.base import AbstractFamily
 MODELS = {
     "DisentangledVAE": "consilience.models.disentangled_vae",
     "GPVAE": "consilience.models.gp_vae",
+    "Regression": "consilience.models.regression",
     "SharedGPLVM": "consilience.models.shared_gplvm",
     "VAE": "consilience.models.vae",
 }

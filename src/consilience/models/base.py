@@ -11,6 +11,7 @@ from consilience.blocks.noise import Noise
 from consilience.data.masking import Policy
 from consilience.data.observations import Observations
 from consilience.data.schema import Frozen, ModalitySpec, Schema
+from consilience.errors import RequestError
 
 __all__ = [
     "AbstractFamily",
@@ -25,6 +26,7 @@ __all__ = [
     "LatentPosterior",
     "PerObject",
     "Term",
+    "known_method",
     "slot",
 ]
 
@@ -199,6 +201,17 @@ class AbstractFamily(Frozen, ABC):
     @abstractmethod
     def build(self, schema: Schema, total: int, seed: int) -> AbstractModel:
         """A new model for this schema and number of training objects."""
+
+
+def known_method(method: str, *others: str) -> None:
+    """Nothing for "default" and the other methods that a conditional has.
+
+    Raises:
+        RequestError: it has no such method.
+    """
+    known = ["default", *others]
+    if method not in known:
+        raise RequestError(f"Expected method among {known}; got {method!r}.")
 
 
 def slot(name: str) -> str:

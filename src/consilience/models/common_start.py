@@ -1,6 +1,7 @@
 """Where a model begins: what its modalities have in common, by object or by bin, then what is left of each."""
 
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,6 +67,28 @@ class Look:
         """Of flat cells (N, D)."""
         value, known = likelihood.pseudo(part)
         return cls(value.double(), known.double(), part.seen.repeat_interleave(likelihood.functions, -1))
+
+    def coarse(self, shape: Sequence[int], functions: int, most: int) -> "Look":
+        """Means over neighbours along the last one or two event axes, until there are about ``most`` cells.
+
+        Itself where there are no more.
+        """
+        sides = shape[-2:]
+        size = math.ceil((math.prod(shape) * functions / most) ** (1 / max(len(sides), 1)))
+        if size <= 1:
+            return self
+
+        def added(cells: Tensor) -> Tensor:
+            wide = cells.unflatten(-1, (-1, *sides, functions)).movedim(-1, 2).flatten(1, 2)
+            whole = torch.nn.functional.pad(wide, [n for side in reversed(sides) for n in (0, -side % size)])
+            for axis in range(len(sides)):
+                whole = whole.unflatten(2 + axis, (-1, size)).sum(3 + axis)
+            return whole.flatten(1)
+
+        weight = torch.where(self.seen, 1 / (1 + self.known), 0.0)
+        total, seen = added(weight), added(weight) > 0
+        value, known = added(weight * self.value) / total, added(weight.square() * self.known) / total.square()
+        return Look(torch.where(seen, value, 0.0), torch.where(seen, known, 1.0), seen)
 
     def mean(self) -> Tensor:
         weight = torch.where(self.seen, 1 / (1 + self.known), 0.0)

@@ -31,7 +31,7 @@ import torch
 from pydantic import Field, NonNegativeInt
 from torch import Tensor, nn
 
-from consilience.blocks.encoders import FactorEncoder, Form, network
+from consilience.blocks.encoders import Architecture, FactorEncoder, Form, Kind
 from consilience.blocks.fusion import (
     AbstractExperts,
     DiagonalExperts,
@@ -45,9 +45,9 @@ from consilience.blocks.likelihood_base import AbstractLikelihood
 from consilience.blocks.likelihoods import build_likelihood
 from consilience.blocks.posteriors import DiagonalLatent, GaussianLatent, MixtureLatent
 from consilience.data.masking import HidePatterns, Policy
-from consilience.data.observations import Observations, State
+from consilience.data.observations import Observations
 from consilience.data.schema import ModalitySpec, Schema
-from consilience.errors import DataError, SchemaError
+from consilience.errors import SchemaError
 from consilience.models.base import AbstractFamily, AbstractModel, Batch, Group, PerObject, Term, slot
 from consilience.models.latent import LatentConditional, flat
 from consilience.models.network_start import network_start, placed
@@ -70,8 +70,9 @@ class DisentangledVAE(AbstractFamily):
     family: Literal["DisentangledVAE"] = "DisentangledVAE"
     shared: NonNegativeInt = 8  # latents that every modality reads
     private: dict[str, NonNegativeInt] = {}  # further latents that only this modality reads
-    networks: dict[str, Literal["dense", "linear"]] = {}  # of each modality's encoder and decoder; dense by default
-    hidden: int = Field(default=128, ge=1)  # width of dense networks
+    networks: dict[str, Kind] = {}  # of each modality's encoder and decoder: dense by default, linear, conv
+    hidden: int = Field(default=128, ge=1)  # width of dense layers
+    channels: int = Field(default=16, ge=1)  # after the first convolution
     likelihoods: dict[str, Likelihood] = {}  # by the kind of each modality
     fusion: Fusion = "product"  # of what the modalities say of the shared latents
     experts: Form = "likelihood"  # what they say: factors, posteriors, or factors to be multiplied without the prior
@@ -149,12 +150,12 @@ class _Module(AbstractModel):
             columns[spec.name] = torch.tensor([*range(shared), *range(begin, begin + own)], dtype=torch.long)
             begin += own
             likelihood = build_likelihood(config.likelihoods.get(spec.name), spec)
-            kind, cells = config.networks.get(spec.name, "dense"), spec.size * likelihood.functions
-            full = config.posterior == "full"
+            kind, full = config.networks.get(spec.name, "dense"), config.posterior == "full"
+            nets = Architecture(kind, spec.shape, likelihood.functions, config.hidden, config.channels)
             encoders[key] = FactorEncoder(
-                cells, shared + own, config.hidden, kind=kind, form=config.experts, full=full, quiet=0 if full else own
+                nets, shared + own, form=config.experts, full=full, quiet=0 if full else own
             )
-            decoders[key] = network(kind, shared + own, config.hidden, cells)
+            decoders[key] = nets.decoder(shared + own)
             likelihoods[key] = likelihood
         self.columns: Mapping[str, Tensor] = columns
         self.encoders, self.decoders = nn.ModuleDict(encoders), nn.ModuleDict(decoders)
@@ -260,12 +261,7 @@ class _Module(AbstractModel):
         From random networks the bound alone may leave all latents at the prior, most in small tables.
         """
         for name, part in target.parts.items():
-            likelihood = self._likelihood(name)
-            if not likelihood.takes_limits and bool((part.state > State.MEASURED).any()):
-                raise DataError(
-                    f"Expected no limits in '{name}' under the {type(likelihood).__name__} likelihood; got some. "
-                    "Use gaussian."
-                )
+            self._likelihood(name).refuse_limits(name, part)
         network_start(self, target, shared=self.config.shared)
 
     @torch.no_grad()

@@ -12,8 +12,7 @@ from torch import Tensor
 from consilience.blocks.likelihood_base import AbstractLikelihood
 from consilience.blocks.noise import Noise
 from consilience.data.observations import Modality, Observations
-from consilience.errors import RequestError
-from consilience.models.base import Density, LatentPosterior
+from consilience.models.base import Density, LatentPosterior, known_method
 
 __all__ = ["Blocks", "Decodes", "LatentConditional", "flat"]
 
@@ -74,12 +73,8 @@ class LatentConditional:
 
     def by(self, method: str) -> Blocks:
         """q(z) by "default", the refined one, or "encoder", that of one pass."""
-        if method == "default":
-            return self.posterior
-        if method == "encoder" and self.encoded is not None:
-            return self.encoded
-        known = ["default"] if self.encoded is None else ["default", "encoder"]
-        raise RequestError(f"Expected method among {known}; got {method!r}.")
+        known_method(method, *([] if self.encoded is None else ["encoder"]))
+        return self.encoded if method == "encoder" and self.encoded is not None else self.posterior
 
     def latent(self, method: str = "default") -> dict[str, LatentPosterior]:
         """Marginal posterior of each block."""

@@ -11,19 +11,22 @@ from consilience.blocks.fusion import AbstractExperts, FullExperts
 from consilience.blocks.posteriors import GaussianLatent
 from consilience.data.masking import conceal
 from consilience.data.observations import Observations
+from consilience.data.schema import Schema
 from consilience.models.base import slot
 from consilience.models.common_start import Look, common_start
 from consilience.models.latent import Decodes, flat
 
 __all__ = ["network_start", "placed"]
 
-ROWS = 4000  # that it looks at, at most
+ROWS, CELLS = 4000, 25_000_000  # that it looks at, at most
 ELEMENTS = 40_000_000  # of matrices by row that it holds
+COARSE = 256  # cells of an image or a spectrum in the factor analysis, about
 STEPS, BATCH = 300, 128  # of the networks
 RATE, LONGEST = 5e-3, 100.0  # their learning rate, and the norm of a slope
 
 
 class _Startable(Protocol):
+    schema: Schema
     columns: Mapping[str, Tensor]
     size: int
     encoders: nn.ModuleDict
@@ -39,18 +42,24 @@ def network_start(model: _Startable, target: Observations, *, shared: int) -> No
     """Train encoders and decoders on draws of the latents of a factor analysis, for a few hundred steps.
 
     Its shared factors are what the modalities have in common, its private ones what that leaves of each. From random
-    networks a bound may leave all latents at the prior, most in small tables.
+    networks a bound may leave all latents at the prior, most in small tables. Images and spectra of more than
+    ``COARSE`` cells are averaged over neighbours for the analysis.
     """
-    most = min(ROWS, ELEMENTS // model.size**2)
+    most = min(ROWS, ELEMENTS // model.size**2, max(1, CELLS // sum(spec.size for spec in model.schema.modalities)))
     some = target[slice(None, None, max(1, -(-len(target) // most)))]
     views = model.views()
-    looks = {name: Look.of(views[name].likelihood, flat(part)) for name, part in some.parts.items()}
+    looks, coarse = {}, {}
+    for name, part in some.parts.items():
+        likelihood = views[name].likelihood
+        looks[name] = Look.of(likelihood, flat(part))
+        coarse[name] = looks[name].coarse(model.schema[name].shape, likelihood.functions, COARSE)
     sizes = {name: len(columns) for name, columns in model.columns.items()}
     shifts, precisions = [], []
-    for name, found in common_start(looks, sizes, shared, linear=set(looks)).items():
-        last = model.decoders[slot(name)].layers[-1]  # type: ignore[union-attr, index]
-        last.bias.copy_(views[name].likelihood.start(found.offset, found.noise))  # type: ignore[union-attr, operator]
-        c, look, columns = found.loadings, looks[name], model.columns[name].to(found.loadings.device)
+    for name, found in common_start(coarse, sizes, shared, linear=set(looks)).items():
+        alone = found if coarse[name] is looks[name] else looks[name].alone(0)
+        offset = views[name].likelihood.start(alone.offset, alone.noise)
+        model.decoders[slot(name)].begin(offset)  # type: ignore[operator]
+        c, look, columns = found.loadings, coarse[name], model.columns[name].to(found.loadings.device)
         weight = torch.where(look.seen, 1 / (found.noise + look.known), 0.0)
         outer = (c[:, :, None] * c[:, None, :]).flatten(1)
         shifts.append(placed((weight * (look.value - found.offset)) @ c, columns, model.size))

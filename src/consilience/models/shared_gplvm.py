@@ -208,14 +208,9 @@ class _Module(AbstractModel):
     def start(self, target: Observations) -> None:
         """Factor analysis of the table, then inducing inputs among its latents and one step of every q(u)."""
         for name, part in target.parts.items():
-            if bool((part.state > State.MEASURED).any()):
-                if not self._likelihood(name).takes_limits:
-                    kind = type(self._likelihood(name)).__name__
-                    raise DataError(
-                        f"Expected no limits in '{name}' under the {kind} likelihood; got some. Use gaussian."
-                    )
-                if name in self.config.closed:
-                    raise DataError(f"Expected no limits in '{name}' of closed; got some. Leave it out of closed.")
+            self._likelihood(name).refuse_limits(name, part)
+            if name in self.config.closed and bool((part.state > State.MEASURED).any()):
+                raise DataError(f"Expected no limits in '{name}' of closed; got some. Leave it out of closed.")
             if name in self.config.one_mask:
                 _check_one_mask(name, part)
         fit_start(self, target, shared=self.config.latent_dim)

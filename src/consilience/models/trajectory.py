@@ -10,8 +10,7 @@ from torch import Tensor
 from consilience.blocks.noise import Noise
 from consilience.blocks.trajectories import AbstractTrajectories, update_trajectories
 from consilience.data.observations import Modality, Observations
-from consilience.errors import RequestError
-from consilience.models.base import Density
+from consilience.models.base import Density, known_method
 from consilience.models.bins import SCORED, AbstractBins, multiplied, trajectory_sites
 
 __all__ = ["BlockTrajectory", "TrajectoryConditional"]
@@ -38,7 +37,7 @@ class TrajectoryConditional:
 
     def latent(self, method: str = "default") -> dict[str, "BlockTrajectory"]:
         """Marginal posterior of each block, (B, T, L)."""
-        _check(method)
+        known_method(method)
         mean, std = self.q.mean, self.q.variance.sqrt()
         return {
             block: BlockTrajectory(mean[:, :, some], std[:, :, some], self.q, some)
@@ -51,7 +50,7 @@ class TrajectoryConditional:
 
         By "default" of the cells; by "expected" of their expected values given the latents, such as firing rates.
         """
-        _check(method, "expected")
+        known_method(method, "expected")
         z = self.q.latents(self.q.coordinates.draw(noise.normal("latent", n, self.q.coordinates.mean.shape[1:])))
         found = {}
         for name in targets:
@@ -74,7 +73,7 @@ class TrajectoryConditional:
         In closed form where all of them are conjugate, else by importance sampling from what they make of q; where an
         encoder says what that is, half of the draws are from q (the balance heuristic of Veach & Guibas, 1995).
         """
-        _check(method)
+        known_method(method)
         scored = [self.cells(name, values.parts[name]) for name in targets]
         sites = trajectory_sites(scored, lambda sites: update_trajectories(self.q, sites), steps=self.steps)
         updated = update_trajectories(self.q, multiplied(sites))
@@ -99,7 +98,7 @@ class TrajectoryConditional:
         self, values: Observations, targets: tuple[str, ...], noise: Noise, method: str = "default"
     ) -> dict[str, Tensor]:
         """Marginal log density of each seen target cell, (B, *event)."""
-        _check(method)
+        known_method(method)
         found = {}
         for name in targets:
             one = self.cells(name, values.parts[name])
@@ -134,9 +133,3 @@ class BlockTrajectory:
         r = torch.linalg.qr(wide, mode="r")[1]
         white = normal.flatten(2)[..., : r.shape[1]].permute(1, 0, 2)
         return self.mean + (white @ r).permute(1, 0, 2).reshape(normal.shape)
-
-
-def _check(method: str, *others: str) -> None:
-    known = ["default", *others]
-    if method not in known:
-        raise RequestError(f"Expected method among {known}; got {method!r}.")

@@ -13,6 +13,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from consilience.blocks.encoders import Kind
 from consilience.data.masking import HidePatterns, Policy
 from consilience.data.schema import Schema
 from consilience.errors import SchemaError
@@ -32,8 +33,9 @@ class VAE(AbstractFamily):
 
     family: Literal["VAE"] = "VAE"
     latent_dim: int = Field(default=8, ge=1)  # Q
-    network: Literal["dense", "linear"] = "dense"  # of encoder and decoder
-    hidden: int = Field(default=128, ge=1)  # width of dense networks
+    network: Kind = "dense"  # of encoder and decoder: dense, linear, conv
+    hidden: int = Field(default=128, ge=1)  # width of dense layers
+    channels: int = Field(default=16, ge=1)  # after the first convolution
     likelihood: Likelihood | None = None  # by the kind of the modality
     posterior: Literal["diagonal", "full"] = "diagonal"  # full: latents may depend on each other
 
@@ -51,6 +53,7 @@ class VAE(AbstractFamily):
             shared=self.latent_dim,
             networks={name: self.network},
             hidden=self.hidden,
+            channels=self.channels,
             likelihoods={} if self.likelihood is None else {name: self.likelihood},
             posterior=self.posterior,
             bounds=("joint",),

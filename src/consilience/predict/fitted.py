@@ -16,7 +16,7 @@ from consilience.data.schema import Schema, nearest
 from consilience.errors import CapabilityError, MemoryLimitError, RequestError
 from consilience.models.base import AbstractFamily, AbstractModel, Conditional, HasDensity, HasLatent
 from consilience.predict.storage import read_model, write_model
-from consilience.predict.tiles import Tile, conform, tiles
+from consilience.predict.tiles import Tile, conform, seen, tiles
 from consilience.train.config import TrainConfig
 from consilience.typing import FloatArray, PathOrStr
 
@@ -180,7 +180,7 @@ class Fitted:
             given: What is known of the same rows; ``obs`` with the targets hidden by default.
             method: One of the family's methods.
         """
-        names = self._targets(obs, targets)
+        names = self._targets(obs.hide(*_names(targets)) if given is None else given, targets)
         value = np.empty(len(obs))
         error = np.full(len(obs), np.nan)
         jacobian = self.scaler.log_jacobian(conform(obs, self.schema))
@@ -208,7 +208,7 @@ class Fitted:
 
         Arguments as :meth:`log_prob`; shape (N, *event) per target.
         """
-        names = self._targets(obs, targets)
+        names = self._targets(obs.hide(*_names(targets)) if given is None else given, targets)
         whole = conform(obs, self.schema)
         jacobian = self.scaler.log_jacobian(whole)
         found = {name: np.empty((len(obs), *self.schema[name].shape)) for name in names}
@@ -310,12 +310,15 @@ class Fitted:
     def _targets(self, obs: Observations, targets: Sequence[str], n: int = 1) -> tuple[str, ...]:
         if n < 1:
             raise RequestError(f"Expected n >= 1 draws; got {n}.")
-        names = (targets,) if isinstance(targets, str) else tuple(targets)
+        names = _names(targets)
         for name in names:
             self.schema[name]
-        readable = frozenset(obs.schema.names) & frozenset(self.schema.names)
+        readable = seen(obs) & frozenset(self.schema.names)
         if not self.answers(readable, frozenset(names)):
-            raise CapabilityError(f"Expected a question this model answers; got {names} given {sorted(readable)}.")
+            raise CapabilityError(
+                f"Expected a question that this model answers; got {sorted(names)} from {sorted(readable)}. "
+                "Choose other targets, hide what it does not read, or fit a family that answers it."
+            )
         return names
 
     def _needs(self, capability: str) -> None:
@@ -342,6 +345,10 @@ def load(path: PathOrStr, device: str = "cpu") -> Fitted:
         saved.record["calibration"],
         saved.record["history"],
     )
+
+
+def _names(targets: Sequence[str]) -> tuple[str, ...]:
+    return (targets,) if isinstance(targets, str) else tuple(targets)
 
 
 def _statistic(key: str) -> Callable[[FloatArray], FloatArray]:

@@ -10,7 +10,7 @@ from consilience.data.schema import ModalitySpec, Schema
 from consilience.errors import SchemaError
 from consilience.typing import FloatArray
 
-__all__ = ["TILE", "Tile", "conform", "tiles"]
+__all__ = ["TILE", "Tile", "conform", "seen", "tiles"]
 
 TILE = 64  # objects in a tile; matrix products of one shape give a row the same bits wherever it stands
 TILE_CELLS = 2**18  # of all modalities in a tile: an object of many cells shares its tile with fewer others
@@ -52,6 +52,11 @@ def conform(obs: Observations, schema: Schema) -> Observations:
         _same(spec, schema[spec.name])
     parts = {spec.name: obs.parts.get(spec.name) or _empty(spec, len(obs)) for spec in schema.modalities}
     return replace(obs, schema=schema, parts=parts)
+
+
+def seen(obs: Observations) -> frozenset[str]:
+    """Modalities with at least one seen cell in the table."""
+    return frozenset(name for name in obs.schema.names if obs.parts[name].seen.any())
 
 
 def _same(got: ModalitySpec, expected: ModalitySpec) -> None:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from consilience import plots
-from consilience.analysis.base import quantities, seen, truth_of
+from consilience.analysis.base import quantities, truth_of
 from consilience.data.observations import Observations
 from consilience.data.schema import ModalitySpec
+from consilience.predict.tiles import seen
 from consilience.typing import FloatArray
 
 if TYPE_CHECKING:

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from consilience import analysis, plots
-from consilience.analysis.base import AbstractResult, default_targets, numbers, seen
+from consilience.analysis.base import AbstractResult, default_targets, numbers
 from consilience.data.observations import Observations
 from consilience.errors import RequestError
 from consilience.io.atomic import atomic_path
+from consilience.predict.tiles import seen
 from consilience.report.card import caveats, facts, modalities, record_rows
 from consilience.report.figures import Picture, corner_of, latent_of, picture, spectra_of
 from consilience.typing import PathOrStr

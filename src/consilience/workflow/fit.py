@@ -103,6 +103,8 @@ def measure_coverage(fitted: Fitted, held: Observations) -> dict[str, Any]:
         ordered = fitted.schema[name].kind != "category"
         if len(fitted.schema.names) < 2 or not ordered or not some.parts[name].measured.any():
             continue
+        if not fitted.answers(frozenset(fitted.schema.names) - {name}, frozenset([name])):
+            continue
         found = calibration(fitted, some, [name], given=some.hide(name), n=DRAWS)
         weight = found.rows / max(found.rows.sum(), 1)
         record["given_the_rest"][name] = {
