@@ -159,6 +159,7 @@ CONSTRUCTORS = {
     ),
     "dvae": (cs.DisentangledVAE(shared=1, private={"spectrum": 1}, hidden=8), many),
     "dvae-club": (cs.DisentangledVAE(shared=1, private={"spectrum": 2}, hidden=8, club=True), many),
+    "dvae-parts": (cs.DisentangledVAE(shared=1, private={"spectrum": 2}, hidden=8, parts=True), many),
     "dvae-full": (cs.DisentangledVAE(shared=2, private={"labels": 1}, hidden=8, posterior="full"), many),
     "dvae-mixture": (cs.DisentangledVAE(shared=2, private={"spectrum": 1}, hidden=8, fusion="mixture"), many),
     "dvae-mixed": (

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from consilience.blocks.information import ConditionalGaussian, Critic, info_nce, vclub
+from consilience.blocks.information import ConditionalGaussian, Critic, info_nce, kl_parts, vclub
+from consilience.blocks.posteriors import DiagonalLatent
 
 ROWS = 40_000
 
@@ -87,3 +88,48 @@ def test_a_critic_scores_all_pairs():
     scores = Critic(1, 1, 8)(x, y)
     assert scores.shape == (6, 6)
     torch.testing.assert_close(Critic(1, 1, 8)(x, y[:2]).shape, torch.Size([6, 2]))
+
+
+def population(rows, seed=0):
+    """Posteriors whose means are correlated, so that q(z) is the Gaussian of covariance C; draws of them."""
+    generator = torch.Generator().manual_seed(seed)
+    root = torch.tensor([[0.8, 0.0, 0.0], [0.6, 0.5, 0.0], [0.0, 0.3, 0.7]], dtype=torch.float64)
+    mean = torch.randn(rows, 3, generator=generator, dtype=torch.float64) @ root.mT
+    std = torch.tensor([0.5, 0.3, 0.4], dtype=torch.float64)
+    z = mean + std * torch.randn(rows, 3, generator=generator, dtype=torch.float64)
+    return z, DiagonalLatent(mean, std.expand(rows, 3)), root @ root.mT + std.square().diag()
+
+
+def some(q, rows):
+    return DiagonalLatent(q.mean[rows], q.std[rows])
+
+
+def test_parts_of_the_kl_of_gaussians():
+    z, q, covariance = population(4000)
+    log_det = float(torch.logdet(covariance))
+    index = 0.5 * (log_det - float(2 * q.std[0].log().sum()))
+    total = 0.5 * (float(covariance.diagonal().log().sum()) - log_det)
+    each = 0.5 * float((covariance.diagonal() - 1 - covariance.diagonal().log()).sum())
+    assert total > 0.2
+    found = kl_parts(z, q, len(z))
+    assert float(found.index) == pytest.approx(index, abs=0.05)
+    assert float(found.total) == pytest.approx(total, abs=0.05)
+    assert float(found.each) == pytest.approx(each, abs=0.05)
+
+
+def test_parts_add_up_to_the_kl_of_the_draws():
+    z, q, _ = population(50)
+    prior = DiagonalLatent(torch.zeros_like(z), torch.ones_like(z))
+    expected = (q.log_prob(z) - prior.log_prob(z)).mean()
+    for objects in (50, 5000):
+        torch.testing.assert_close(sum(kl_parts(z, q, objects)), expected)
+    torch.testing.assert_close(sum(kl_parts(z[:1], some(q, slice(1)), 50)), (q.log_prob(z) - prior.log_prob(z))[0])
+
+
+def test_batches_stand_for_the_table():
+    """Parts of batches are on average near those of the whole, and right for one object that fills the table."""
+    z, q, _ = population(2000)
+    whole = kl_parts(z, q, len(z))
+    batches = [kl_parts(z[k : k + 200], some(q, slice(k, k + 200)), len(z)) for k in range(0, len(z), 200)]
+    for part, expected in enumerate(whole):
+        assert float(torch.stack([one[part] for one in batches]).mean()) == pytest.approx(float(expected), abs=0.12)

@@ -79,6 +79,21 @@ def test_the_divergence_of_private_latents_counts_once_per_bound():
     torch.testing.assert_close(every, 3 * joint)
 
 
+@pytest.mark.parametrize("bounds", [("joint",), ("self", "cross")])
+def test_parts_of_a_divergence_add_up_to_it(bounds):
+    rows = batch(table())
+    whole = terms(model_of(rows, bounds=bounds), rows)
+    model = model_of(rows, bounds=bounds, parts=True)
+    several = [terms(model, rows, seed) for seed in range(100)]
+    for name, term in whole.items():
+        if name.startswith("kl/"):
+            parts = [f"kl/{part}_{name[3:]}" for part in ("index", "total", "each")]
+            found = torch.stack([sum(one[part].value.detach() for part in parts) for one in several])
+            expected, error = float(term.value.detach().mean()), float(found.std()) / 10
+            assert float(found.mean()) == pytest.approx(expected, abs=4 * error + 1e-3), name
+    assert not {name for name in several[0] if name.startswith("kl/")} & set(whole)
+
+
 @pytest.mark.parametrize("posterior", ["diagonal", "full"])
 def test_of_three_modalities_a_random_set_crosses(posterior):
     rows = batch(table(modalities=3))
@@ -179,6 +194,7 @@ def test_shared_and_private_factors_are_told_apart():
         ({"posterior": "full", "fusion": "mixture"}, "fusion 'product'"),
         ({"posterior": "full", "experts": "plain"}, "fusion 'product'"),
         ({"club": True, "private": {}}, "two blocks"),
+        ({"parts": True, "posterior": "full"}, "diagonal posterior"),
         ({"club": True, "bounds": ("self",)}, "bound 'joint'"),
     ],
 )

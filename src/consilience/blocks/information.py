@@ -1,18 +1,21 @@
-r"""Bounds of the information between two random vectors, from samples: vCLUB above, InfoNCE below.
+r"""Bounds of the information between two random vectors, from samples: vCLUB above, InfoNCE below; parts of a KL.
 
 References:
     | CLUB: a contrastive log-ratio upper bound of mutual information (Cheng et al., 2020)
     | Representation learning with contrastive predictive coding (van den Oord et al., 2018)
+    | Isolating sources of disentanglement in variational autoencoders (Chen et al., 2018)
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from consilience.blocks.networks import Perceptron
+from consilience.blocks.posteriors import DiagonalLatent
 
-__all__ = ["ConditionalGaussian", "Critic", "info_nce", "vclub"]
+__all__ = ["ConditionalGaussian", "Critic", "Parts", "info_nce", "kl_parts", "vclub"]
 
 WIDEST = 6.0  # largest absolute log variance
 
@@ -89,3 +92,44 @@ def info_nce(scores: Tensor) -> Tensor:
         True
     """
     return (scores.diagonal() - scores.logsumexp(1)).mean() + math.log(len(scores))
+
+
+class Parts(NamedTuple):
+    """What the mean of KL(q(z | n) ‖ N(0, I)) over objects n is the sum of, nats."""
+
+    index: Tensor  # I(z; n), what z tells of which object it is
+    total: Tensor  # total correlation of q(z)
+    each: Tensor  # KL of each dimension's q(z_d) from N(0, 1), added up
+
+
+def kl_parts(z: Tensor, q: DiagonalLatent, objects: int) -> Parts:
+    r"""Information about the index, total correlation and dimension-wise KL of draws z (B, Q) of q(z | n).
+
+    .. math::
+        E_n KL(q(z \mid n) \| p(z)) = I(z; n) + KL\Bigl(q(z) \Big\| \prod_d q(z_d)\Bigr) +
+        \sum_d KL(q(z_d) \| p(z_d))
+
+    The density of all N objects, :math:`q(z) = \frac1N \sum_n q(z \mid n)`, is estimated from a batch in which each z
+    meets its own object, of weight 1 / N, and others, which stand for the rest with weight (1 − 1/N) / (B − 1) each.
+    That is exact where the batch is the table.
+
+    Arguments:
+        z: One draw of each object of the batch, (B, Q).
+        q: Their posteriors.
+        objects: N >= B.
+
+    Example:
+        >>> q = DiagonalLatent(torch.zeros(3, 2), torch.ones(3, 2))
+        >>> [round(float(part), 6) for part in kl_parts(torch.zeros(3, 2), q, 3)]
+        [0.0, 0.0, 0.0]
+    """
+    batch = len(z)
+    away = (z[:, None] - q.mean) / q.std
+    log_each = -0.5 * (away.square() + math.log(2 * math.pi)) - q.std.log()  # of z_i under q(. | j), (B, B, Q)
+    rest = math.log((1 - 1 / objects) / (batch - 1)) if batch > 1 else -math.inf
+    weight = torch.full((batch, batch), rest).fill_diagonal_(-math.log(objects) if batch > 1 else 0.0).to(z)
+    own = log_each.diagonal().sum(0)
+    mixed = (log_each.sum(-1) + weight).logsumexp(1)
+    apart = (log_each + weight[..., None]).logsumexp(1)
+    prior = -0.5 * (z.square() + math.log(2 * math.pi))
+    return Parts((own - mixed).mean(), (mixed - apart.sum(-1)).mean(), (apart - prior).sum(-1).mean())

@@ -40,7 +40,7 @@ from consilience.blocks.fusion import (
     sets_of_experts,
     some_others,
 )
-from consilience.blocks.information import ConditionalGaussian, vclub
+from consilience.blocks.information import ConditionalGaussian, Parts, kl_parts, vclub
 from consilience.blocks.likelihood_base import AbstractLikelihood
 from consilience.blocks.likelihoods import build_likelihood
 from consilience.blocks.posteriors import DiagonalLatent, GaussianLatent, MixtureLatent
@@ -79,6 +79,7 @@ class DisentangledVAE(AbstractFamily):
     posterior: Literal["diagonal", "full"] = "diagonal"  # full: experts know how latents depend on each other
     bounds: tuple[Bound, ...] = Field(default=("joint", "self", "cross"), min_length=1)  # that are maximised together
     club: bool = False  # keep every two blocks apart: terms mi and fit
+    parts: bool = False  # every kl as three terms: index (information), total (correlation), each (dimension's KL)
 
     @property
     def default_policy(self) -> Policy | None:
@@ -97,13 +98,15 @@ class DisentangledVAE(AbstractFamily):
                 f"Expected fusion 'product' of experts 'likelihood' with the full posterior; got {self.fusion!r} of "
                 f"{self.experts!r}. Say posterior='diagonal'."
             )
+        if self.parts and self.posterior == "full":
+            raise SchemaError("Expected the diagonal posterior for parts; got full. Say posterior='diagonal'.")
         if self.club and (bool(self.shared) + sum(size > 0 for size in self.private.values()) < 2):
             raise SchemaError("Expected two blocks of latents at least for club; got one. Drop club.")
         if self.club and "joint" not in self.bounds:
             raise SchemaError(f"Expected the bound 'joint' for club; got {list(self.bounds)}. Add it.")
         with torch.random.fork_rng(devices=[]):  # layers draw from torch's global generator
             torch.manual_seed(seed)
-            return _Module(self, schema)
+            return _Module(self, schema, total)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +136,9 @@ class _Module(AbstractModel):
     capabilities: ClassVar[frozenset[str]] = frozenset({"density", "latent", "generate", "limits"})
     heard: Tensor  # 1 for latents that encoders say anything of, else 0, (Q,)
 
-    def __init__(self, config: DisentangledVAE, schema: Schema) -> None:
+    def __init__(self, config: DisentangledVAE, schema: Schema, objects: int) -> None:
         super().__init__()
-        self.config, self.schema = config, schema
+        self.config, self.schema, self.objects = config, schema, objects
         shared = config.shared
         self.size = shared + sum(config.private.values())
         self.blocks = {"shared": ModalitySpec(name="shared", shape=(shared,))} if shared else {}
@@ -176,42 +179,38 @@ class _Module(AbstractModel):
         All of what the context shows, so that they are bounds of the density of an incomplete row.
         """
         experts, seen = self.experts(context)
-        shared, everyone = self.config.shared, torch.ones_like(seen[0])
+        shared, everyone = torch.arange(self.config.shared), torch.ones_like(seen[0])
+        columns = self.block_columns()
         found: dict[str, Term] = {}
         readings: dict[str, list[_Reading]] = {name: [] for name in context.parts}
-        private = torch.zeros_like(experts.shift[0])  # divergence of the private latents in all bounds
         if "joint" in self.config.bounds:
             whole = experts.product(seen)
             q = experts.product(_one_set(self.config.fusion, seen)) if self.config.fusion != "product" else whole
-            z = _drawn(whole) if q is whole else torch.cat([_drawn(q)[:, :shared], _drawn(whole)[:, shared:]], -1)
+            z = _drawn(whole) if q is whole else torch.cat([_drawn(q)[:, shared], _drawn(whole)[:, len(shared) :]], -1)
             for name in context.parts:
                 readings[name].append(_Reading("nll", z, everyone))
-            if shared:
-                found["kl/shared"] = PerObject(q.divergence()[:, :shared].sum(-1), everyone)
-            private = private + whole.divergence()
+            found |= self._divergence("shared", q, z, shared, everyone.to(z))
             found |= self._apart(z, seen)
         for number, name in enumerate(context.parts):
             own = torch.zeros_like(seen)
             own[number] = seen[number]
             single = experts.product(own)
+            z = _drawn(single)
+            bounds = everyone.to(z) * ("joint" in self.config.bounds)  # in which its private latents are drawn
             if "self" in self.config.bounds:
-                readings[name].append(_Reading("self", _drawn(single), everyone))
-                divergence = single.divergence()
-                private = private + divergence
-                if shared:
-                    found[f"kl/self_{name}"] = PerObject(divergence[:, :shared].sum(-1), everyone)
-            if "cross" in self.config.bounds and shared and len(seen) > 1:
+                readings[name].append(_Reading("self", z, everyone))
+                bounds = bounds + 1
+                found |= self._divergence(f"self_{name}", single, z, shared, everyone.to(z))
+            if "cross" in self.config.bounds and len(shared) and len(seen) > 1:
                 others = some_others(number, seen)
-                q, rest = experts.product(others), single.block(torch.arange(shared, self.size))
                 there = seen[number] & others.any(0)
-                z = torch.cat([_drawn(q)[:, :shared], _drawn(rest)], -1)
+                q = experts.product(others)
+                z = torch.cat([_drawn(q)[:, shared], _drawn(single)[:, len(shared) :]], -1)
                 readings[name].append(_Reading("cross", z, there))
-                divergence = torch.cat([q.divergence()[:, :shared], rest.divergence()], -1) * there[:, None]
-                private = private + divergence
-                found[f"kl/cross_{name}"] = PerObject(divergence[:, :shared].sum(-1), everyone)
-        for block, some in self.block_columns().items():
-            if block != "shared":
-                found[f"kl/{block}"] = PerObject(private[:, some].sum(-1), everyone)
+                bounds = bounds + there
+                found |= self._divergence(f"cross_{name}", q, z, shared, there.to(z))
+            if f"private_{name}" in columns:
+                found |= self._divergence(f"private_{name}", single, z, columns[f"private_{name}"], bounds)
         for name, view in self.views().items():
             cells, several = flat(context.parts[name]), readings[name]
             f = view.decoder(torch.cat([one.z[:, view.columns.to(one.z.device)] for one in several]))
@@ -219,6 +218,23 @@ class _Module(AbstractModel):
                 value = view.likelihood.expected(cells, some, torch.zeros_like(some)).sum(-1)
                 found[f"{one.kind}/{name}"] = PerObject(-torch.where(one.counts, value, 0.0), everyone)
         return found
+
+    def _divergence(
+        self, name: str, q: DiagonalLatent | GaussianLatent, z: Tensor, columns: Tensor, times: Tensor
+    ) -> dict[str, Term]:
+        """KL of some latents from the prior, as often as it counts for each object (B,), or its three parts."""
+        if not len(columns):
+            return {}
+        if not self.config.parts:
+            value = q.divergence()[:, columns].sum(-1) * times
+            return {f"kl/{name}": PerObject(value, torch.ones_like(times, dtype=torch.bool))}
+        rows = times > 0
+        some = q.block(columns)
+        assert isinstance(some, DiagonalLatent)
+        if not bool(rows.any()):
+            return {f"kl/{part}_{name}": Batch(z.new_zeros(())) for part in Parts._fields}
+        parts = kl_parts(z[rows][:, columns], DiagonalLatent(some.mean[rows], some.std[rows]), self.objects)
+        return {f"kl/{part}_{name}": Batch(value * times.mean()) for part, value in parts._asdict().items()}
 
     def _apart(self, z: Tensor, seen: Tensor) -> dict[str, Term]:
         """vCLUB of draws of every pair of blocks, of the rows in which both were seen, and what fits it."""

@@ -1,7 +1,8 @@
 """Data with known truth: functions (n, seed, …) -> Observations."""
 
+from consilience.simulators.galaxies import galaxies
 from consilience.simulators.gaussian import LinearGaussian, factors, gaussian, linear_gaussian
 from consilience.simulators.neural import neural
 from consilience.simulators.quasars import quasars, quasars_at
 
-__all__ = ["LinearGaussian", "factors", "gaussian", "linear_gaussian", "neural", "quasars", "quasars_at"]
+__all__ = ["LinearGaussian", "factors", "galaxies", "gaussian", "linear_gaussian", "neural", "quasars", "quasars_at"]

@@ -1,0 +1,178 @@
+r"""Light of stellar populations through bagpipes: what a spectrograph and a camera would see without noise.
+
+Stellar populations of Bruzual & Charlot (2003) with the MILES library and Kroupa's initial mass function, nebular
+emission of Cloudy at log U = -3, dust after Calzetti et al. (2000) that attenuates stars below 10 Myr and their nebulae
+twice as much, and its emission after Draine & Li (2007).
+
+Everything is linear in the mass, so a galaxy is one solar mass of stars formed, multiplied. Spectra are smoothed by the
+velocity dispersion and a Gaussian line-spread function of 85 km/s, and averaged over their bins. bagpipes' own grid
+has a step of 150 km/s, so bins narrower than 1/2000 of their wavelength hold no more than that.
+
+References:
+    Carnall et al. 2018, MNRAS 480, 4379 (bagpipes); Bruzual & Charlot 2003, MNRAS 344, 1000; Calzetti et al. 2000, ApJ
+    533, 682; Draine & Li 2007, ApJ 657, 810; Flaugher et al. 2015, AJ 150, 150; Wright et al. 2010, AJ 140, 1868.
+"""
+
+import fcntl
+import io
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.special import erf
+
+from consilience.data.schema import Grid
+from consilience.errors import RequestError
+from consilience.simulators.galaxy_population import Stars
+from consilience.typing import FloatArray
+
+__all__ = ["BANDS", "Light", "bagpipes", "light"]
+
+# Half-power wavelengths in Angstrom (Flaugher et al. 2015; Wright et al. 2010). Colours depend on a band's mean and
+# width; its edges, here blurred by 2 %, matter only to strong lines that cross them.
+BANDS = {
+    "g": (3980.0, 5520.0),
+    "r": (5680.0, 7160.0),
+    "z": (8480.0, 9980.0),
+    "W1": (30_900.0, 37_500.0),
+    "W2": (40_900.0, 51_500.0),
+}
+FINE = (2200.0, 24_250.0)  # rest-frame Angstrom where bagpipes samples finely: all optical bands, lines included
+SMOOTHED = (2250.0, 8900.0)  # rest-frame Angstrom that the spectrograph sees at some redshift, and a margin
+LINE_SPREAD = 85.0  # km/s, a resolving power of 1500
+SPEED_OF_LIGHT = 299792.458  # km/s
+NANOMAGGY = 3.631e-29  # erg / (s cm2 Hz)
+SPECTRUM_UNIT = 1e-17  # erg / (s cm2 Angstrom)
+
+
+@dataclass(frozen=True, slots=True)
+class Light:
+    """Noiseless light of N galaxies, and what their star-formation histories come to.
+
+    Arguments:
+        spectrum: Mean flux density in each bin, 1e-17 erg / (s cm2 Angstrom), shape (N, D).
+        photometry: Flux in each of ``BANDS``, nanomaggies, shape (N, 5).
+        sfr: Mean star-formation rate of the last 100 Myr, M_sun / yr, shape (N,).
+        age: Mean age of the stars formed, weighted by their mass, Gyr, shape (N,).
+    """
+
+    spectrum: FloatArray
+    photometry: FloatArray
+    sfr: FloatArray
+    age: FloatArray
+
+
+def light(stars: Stars, grid: Grid) -> Light:
+    """Spectra and photometry of these galaxies, N of them, in some 7 ms each.
+
+    Arguments:
+        stars: What they are made of.
+        grid: D bins of observed wavelength within 3700 … 8500 Angstrom.
+
+    Raises:
+        RequestError: bagpipes is not installed.
+    """
+    bagpipes()
+    model = _model()
+    edges, weights = _bands()
+    step = _edges(model.wavelengths)
+    smoothed = slice(*np.searchsorted(model.wavelengths, SMOOTHED))
+    pixel = SPEED_OF_LIGHT * np.log(model.wavelengths[smoothed.start + 1] / model.wavelengths[smoothed.start])
+    spectrum, photometry = np.empty((len(stars), grid.size)), np.empty((len(stars), len(BANDS)))
+    sfr, age = np.empty(len(stars)), np.empty(len(stars))
+    for row in range(len(stars)):
+        model.update(_components(stars, row))
+        formed = 10 ** (stars.log_mass[row] - model.sfh.stellar_mass)
+        flux = formed * model.spectrum_full
+        sfr[row] = formed * model.sfh.sfr
+        age[row] = model.sfh.mass_weighted_age
+        observed = (1 + stars.redshift[row]) * step
+        photometry[row] = weights @ _averages(edges, observed, flux)
+        blurred = _blurred(flux[smoothed], np.hypot(stars.dispersion[row], LINE_SPREAD) / pixel)
+        seen = observed[smoothed.start : smoothed.stop + 1]
+        spectrum[row] = _averages(grid.edges(), seen, blurred) / SPECTRUM_UNIT
+    return Light(spectrum, photometry, sfr, age)
+
+
+def bagpipes() -> Any:  # noqa: ANN401 - a module without annotations
+    """The package of that name, imported without what it prints and warns of.
+
+    Raises:
+        RequestError: it is not installed.
+    """
+    try:
+        with _alone(), redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import bagpipes
+    except ImportError as error:
+        raise RequestError(
+            "Expected bagpipes to simulate galaxies; it is not installed. Run pip install 'consilience[galaxies]'."
+        ) from error
+    return bagpipes
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """One process at a time: the first import of bagpipes writes a table, of which another might read half."""
+    with open(Path(tempfile.gettempdir()) / f"consilience-{os.getuid()}.lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@cache
+def _model() -> Any:  # noqa: ANN401 - bagpipes' own class
+    pipes = bagpipes()
+    one = np.ones(1)
+    stars = Stars(*(0.1 * one, one, 5 * one, one, 0 * one, one, one, one > 0))
+    # sampling is fine from the first wavelength / (1 + max_redshift) to the last
+    ends = np.array([FINE[0] * (1 + pipes.config.max_redshift), FINE[1]])
+    model = pipes.model_galaxy(_components(stars, 0), spec_wavs=ends)
+    model.spec_wavs = None  # its own resampling takes longer than all the rest
+    return model
+
+
+def _components(stars: Stars, row: int) -> dict[str, Any]:
+    """One solar mass formed, in the terms of bagpipes."""
+    history = {"age": stars.onset[row], "tau": stars.tau[row], "massformed": 0.0}
+    return {
+        "redshift": stars.redshift[row],
+        "delayed": {**history, "metallicity": 10 ** stars.log_zmw[row]},
+        "dust": {"type": "Calzetti", "Av": stars.a_v[row], "eta": 2.0},
+        "nebular": {"logU": -3.0},
+    }
+
+
+def _edges(centres: FloatArray) -> FloatArray:
+    middle = np.sqrt(centres[1:] * centres[:-1])
+    return np.concatenate([[centres[0] ** 2 / middle[0]], middle, [centres[-1] ** 2 / middle[-1]]])
+
+
+def _averages(edges: FloatArray, own: FloatArray, flux: FloatArray) -> FloatArray:
+    """Means over bins of a flux density that is constant between its own edges: flux is conserved."""
+    total = np.concatenate([[0.0], np.cumsum(flux * np.diff(own))])
+    return np.diff(np.interp(edges, own, total)) / np.diff(edges)
+
+
+def _blurred(flux: FloatArray, sigma: float) -> FloatArray:
+    reach = np.arange(-int(np.ceil(4 * sigma)), int(np.ceil(4 * sigma)) + 1)
+    kernel = np.exp(-0.5 * (reach / sigma) ** 2)
+    return np.convolve(flux, kernel / kernel.sum(), mode="same")
+
+
+@cache
+def _bands() -> tuple[FloatArray, FloatArray]:
+    r"""Edges of bins and what turns means over them into :math:`\int f_λ T λ\,dλ / (c \int T\,dλ / λ)`."""
+    edges = np.geomspace(3500.0, 57_000.0, 1401)
+    centre, width = np.sqrt(edges[1:] * edges[:-1]), np.diff(edges)
+    weights = []
+    for low, high in BANDS.values():
+        curve = erf(np.log(centre / low) / 0.02) - erf(np.log(centre / high) / 0.02)
+        weights.append(curve * centre * width / (1e13 * SPEED_OF_LIGHT * np.sum(curve * width / centre)) / NANOMAGGY)
+    return edges, np.array(weights)

@@ -1,0 +1,124 @@
+r"""Shapes of galaxies on the sky: bulges and discs of known size, inclination and colour, and what lies beside them.
+
+With m = log M/M_sun, ε standard normal, scatters in dex:
+
+- half-light radius 10^0.86 kpc (M / 5 · 10^10)^0.25, scatter 0.16; of quiescent galaxies 10^0.60 kpc
+  (M / 5 · 10^10)^0.75, scatter 0.10, with exponent 0.25 below 10^10.3 (van der Wel et al. 2014 at z = 0.25);
+- bulge: share of the light in r logit⁻¹(-1.8 + 0.8 (m - 10.5) + 0.8 ε), quiescent + 2.4; half-light radius 0.4 of the
+  disc's, scatter 0.15; redder than the disc by g - r = 0.25 ± 0.1 and r - z = 0.15 ± 0.08 mag;
+- inclination i isotropic, position angle θ uniform on [0, π); oblate spheroids of flattening 0.2 (disc) and 0.7 (bulge)
+  appear with :math:`q^2 = q_0^2 + (1 - q_0^2) \cos^2 i`;
+- seeing 1.15 arcsec, scatter 0.06, at least 0.85 (Dey et al. 2019).
+
+i and θ are drawn independently of all else and no light depends on them.
+
+References:
+    van der Wel et al. 2014, ApJ 788, 28; Dey et al. 2019, AJ 157, 168.
+"""
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+from scipy.special import expit
+
+from consilience.simulators.galaxy_images import PIXEL, Sources, half_light_radius
+from consilience.simulators.galaxy_population import Stars, kiloparsecs_per_arcsec
+from consilience.typing import FloatArray
+
+__all__ = ["Shapes", "neighbours", "shapes", "sources"]
+
+DISC_FLATTENING, BULGE_FLATTENING = 0.2, 0.7
+DENSITY = 12.0  # neighbours per square arcmin, r from 19 to 24 with counts rising as 10^(0.35 r)
+MAGNITUDES = (19.0, 24.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """How N galaxies and the atmosphere before them shape their images.
+
+    Arguments:
+        half_light: Half-light radius in r, face-on, arcsec, shape (N,).
+        disc: Half-light radius of the disc, arcsec, shape (N,).
+        bulge: That of the bulge, 0 without one, arcsec, shape (N,).
+        share: Of the bulge in the light, by band, shape (N, 3).
+        axis_ratio: Apparent axis ratio q of the disc, shape (N,).
+        angle: Position angle θ in radians from the image's columns towards its rows, shape (N,).
+        seeing: FWHM in arcsec, shape (N,).
+    """
+
+    half_light: FloatArray
+    disc: FloatArray
+    bulge: FloatArray
+    share: FloatArray
+    axis_ratio: FloatArray
+    angle: FloatArray
+    seeing: FloatArray
+
+    def __getitem__(self, rows: slice) -> "Shapes":
+        return Shapes(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    def __len__(self) -> int:
+        return len(self.angle)
+
+
+def shapes(stars: Stars, rng: np.random.Generator, *, single: bool) -> Shapes:
+    """Shapes of these galaxies; ``single``: exponential discs alone, of the same sizes."""
+    n, m = len(stars), stars.log_mass
+    late = 0.86 + 0.25 * (m - 10.7) + 0.16 * rng.standard_normal(n)
+    early = 0.60 - 0.75 * 0.4 + np.where(m > 10.3, 0.75, 0.25) * (m - 10.3) + 0.10 * rng.standard_normal(n)
+    half_light = 10 ** np.where(stars.quiescent, early, late) / kiloparsecs_per_arcsec(stars.redshift)
+    odds = -1.8 + 0.8 * (m - 10.5) + 2.4 * stars.quiescent + 0.8 * rng.standard_normal(n)
+    # magnitudes by which the bulge is brighter, against the disc, than in r
+    redder = np.stack([-0.25 + 0.1 * rng.standard_normal(n), np.zeros(n), 0.15 + 0.08 * rng.standard_normal(n)], axis=1)
+    share = expit(odds[:, None] + 0.4 * np.log(10) * redder)
+    ratio = 0.4 * 10 ** (0.15 * rng.standard_normal(n))
+    disc = half_light / half_light_radius(np.ones(n), ratio, share[:, 1])
+    seeing = np.maximum(1.15 * 10 ** (0.06 * rng.standard_normal(n)), 0.85)
+    axis_ratio = _apparent(DISC_FLATTENING, rng.random(n))
+    angle = rng.uniform(0, np.pi, n)
+    if single:
+        return Shapes(half_light, half_light, 0 * disc, 0 * share, axis_ratio, angle, seeing)
+    return Shapes(half_light, disc, ratio * disc, share, axis_ratio, angle, seeing)
+
+
+def sources(seen: Shapes, flux: FloatArray) -> Sources:
+    """Discs and, where there are any, bulges in the middle of their images; flux by band, shape (N, 3)."""
+    n = len(seen)
+    cosine = np.sqrt((seen.axis_ratio**2 - DISC_FLATTENING**2) / (1 - DISC_FLATTENING**2))
+    both = Sources(
+        owner=np.tile(np.arange(n), 2),
+        index=np.repeat([1, 4], n),
+        flux=np.concatenate([(1 - seen.share) * flux, seen.share * flux]),
+        radius=np.concatenate([seen.disc, seen.bulge]),
+        axis_ratio=np.concatenate([seen.axis_ratio, _apparent(BULGE_FLATTENING, cosine)]),
+        angle=np.tile(seen.angle, 2),
+        centre=np.zeros((2 * n, 2)),
+    )
+    return both[both.radius > 0]
+
+
+def neighbours(n: int, pixels: int, rng: np.random.Generator) -> Sources:
+    """A Poisson number of exponential discs anywhere on n images, flux in nanomaggies.
+
+    Half-light radii are 0.6 arcsec, scatter 0.2 dex; colours g - r = 0.7 ± 0.3 and r - z = 0.6 (g - r) ± 0.1.
+    """
+    side = pixels * PIXEL
+    owner = np.repeat(np.arange(n), rng.poisson(DENSITY * (side / 60) ** 2, n))
+    size = len(owner)
+    bright, faint = 10 ** (0.35 * np.array(MAGNITUDES))
+    r = np.log10(rng.uniform(bright, faint, size)) / 0.35
+    colour = 0.7 + 0.3 * rng.standard_normal(size)
+    g, z = r + colour, r - 0.6 * colour + 0.1 * rng.standard_normal(size)
+    return Sources(
+        owner=owner,
+        index=np.ones(size, dtype=int),
+        flux=10 ** (0.4 * (22.5 - np.stack([g, r, z], axis=1))),
+        radius=0.6 * 10 ** (0.2 * rng.standard_normal(size)),
+        axis_ratio=_apparent(DISC_FLATTENING, rng.random(size)),
+        angle=rng.uniform(0, np.pi, size),
+        centre=side * rng.uniform(-0.5, 0.5, (size, 2)),
+    )
+
+
+def _apparent(flattening: float, cosine: FloatArray) -> FloatArray:
+    return np.sqrt(flattening**2 + (1 - flattening**2) * cosine**2)
