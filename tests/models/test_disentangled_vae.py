@@ -174,7 +174,7 @@ def test_shared_and_private_factors_are_told_apart():
     made = cs.simulators.factors(2500, seed=5, sizes=(1, 1, 20))
     train, test = made.split(0.8, seed=0)
     family = cs.DisentangledVAE(shared=1, private={"x1": 1, "x2": 1}, hidden=64)
-    config = cs.TrainConfig(max_steps=500, learning_rate=3e-3, validation=0)
+    config = cs.TrainConfig(max_steps=900, learning_rate=3e-3, validation=0)
     fitted = cs.fit(family, train.select("x1", "x2").renumbered(), config)
     latent = fitted.latent(test.select("x1", "x2")).mean
     blocks = ("shared", "private_x1", "private_x2")

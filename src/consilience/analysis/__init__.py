@@ -4,7 +4,9 @@ from consilience.analysis.base import AbstractResult
 from consilience.analysis.baselines import BoostedTrees, MeanBaseline, RidgePCA
 from consilience.analysis.calibration import Bands, Calibration, calibration
 from consilience.analysis.comparison import Comparison, compare
+from consilience.analysis.contributions import Contributions, contributions
 from consilience.analysis.imputation import Imputation, imputation
+from consilience.analysis.information import BlockInformation, block_information, ksg
 from consilience.analysis.outliers import Outliers, outliers
 from consilience.analysis.probes import Probes, probes
 from consilience.analysis.reconstruction import Reconstruction, reconstruction
@@ -12,18 +14,23 @@ from consilience.analysis.reconstruction import Reconstruction, reconstruction
 __all__ = [
     "AbstractResult",
     "Bands",
+    "BlockInformation",
     "BoostedTrees",
     "Calibration",
     "Comparison",
+    "Contributions",
     "Imputation",
     "MeanBaseline",
     "Outliers",
     "Probes",
     "Reconstruction",
     "RidgePCA",
+    "block_information",
     "calibration",
     "compare",
+    "contributions",
     "imputation",
+    "ksg",
     "outliers",
     "probes",
     "reconstruction",

@@ -1,12 +1,12 @@
 """What do the latent blocks know? Networks that read known quantities from each of them, on rows they did not see."""
 
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from consilience.analysis.base import AbstractResult, quantities, truth_of
+from consilience.analysis.reading import blocks_of, read
 from consilience.analysis.scores import r_squared
 from consilience.data.observations import Observations
 from consilience.errors import DataError
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Probes", "probes"]
 
-WIDTHS = (64, 64)  # of the network
 FEWEST = 50  # training rows with every quantity
 
 
@@ -63,7 +62,8 @@ def probes(
 ) -> Probes:
     """Read the cells of some modalities, which the model need not know, from each latent block.
 
-    A network of two hidden layers per block is fitted on training rows, with a tenth of them to stop by.
+    A network of two hidden layers per block is fitted on training rows, with a tenth of them to stop by. A target that
+    the model knows is hidden from it.
 
     Arguments:
         fitted: Any model with latents of its own for every object.
@@ -85,17 +85,15 @@ def probes(
             f"Expected {FEWEST} training rows and a test row with all of {list(targets)}; got {whole[0].sum()} and "
             f"{whole[1].sum()}. Read fewer targets, or give more rows."
         )
-    known = [
-        rows[np.flatnonzero(some)].select(*fitted.schema.names) for rows, some in zip((train, test), whole, strict=True)
-    ]
-    latent = [fitted.latent(rows) for rows in known]
+    tables = [rows[np.flatnonzero(some)] for rows, some in zip((train, test), whole, strict=True)]
+    latent = [blocks_of(fitted, rows, hide=targets) for rows in tables]
     y, truth = (truth[some] for truth, some in zip(truths, whole, strict=True))
-    blocks, scores = list(latent[0].mean), {}
-    for block in blocks:
-        means = [one.mean[block].reshape(len(one.ids), -1) for one in latent]
-        stds = [one.std[block].reshape(len(one.ids), -1) for one in latent]
-        drawn = [mean + std * rng.standard_normal(mean.shape) for mean, std in zip(means, stds, strict=True)]
-        scores[block] = [r_squared(truth, _read(x, y, other, seed)) for x, other in (means, drawn)]
+    blocks, scores = list(latent[0]), {}
+    for name in blocks:
+        some = [table[name] for table in latent]
+        drawn = [block.draw(rng) for block in some]
+        pairs = ([block.mean for block in some], drawn)
+        scores[name] = [r_squared(truth, read(x, y, other, seed=seed)) for x, other in pairs]
     return Probes(
         tuple(block for block in blocks for _ in names),
         tuple(names) * len(blocks),
@@ -103,26 +101,3 @@ def probes(
         np.concatenate([scores[block][1] for block in blocks]),
     )
 
-
-def _read(x: FloatArray, y: FloatArray, other: FloatArray, seed: int) -> FloatArray:
-    """What a network fitted on x (N, Q) and y (N, K) makes of other rows (M, Q), shape (M, K)."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.neural_network import MLPRegressor
-
-    # what does not vary tells nothing, and must not be divided by its rounding
-    centre, spread = x.mean(0), x.std(0)
-    spread = np.where(spread > 1e-6, spread, np.inf)
-    offset, unit = y.mean(0), np.maximum(y.std(0), 1e-300)
-    model = MLPRegressor(
-        hidden_layer_sizes=WIDTHS,
-        early_stopping=True,
-        batch_size=min(256, len(x) // 2),  # pyright: ignore[reportArgumentType]
-        learning_rate_init=3e-3,
-        max_iter=100,
-        random_state=seed,
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        scaled = (y - offset) / unit
-        model.fit((x - centre) / spread, scaled[:, 0] if scaled.shape[1] == 1 else scaled)
-    return offset + unit * np.reshape(model.predict((other - centre) / spread), (len(other), -1))

@@ -272,10 +272,7 @@ class _Module(AbstractModel):
 
     @torch.no_grad()
     def start(self, target: Observations) -> None:
-        """Networks begin near a factor analysis: what the modalities have in common, then what is left of each.
-
-        From random networks the bound alone may leave all latents at the prior, most in small tables.
-        """
+        """Networks begin at the means; in small tables near a factor analysis (``network_start``)."""
         for name, part in target.parts.items():
             self._likelihood(name).refuse_limits(name, part)
         network_start(self, target, shared=self.config.shared)

@@ -1,4 +1,4 @@
-"""Where networks of one latent vector per object begin: near a factor analysis."""
+"""Where networks of one latent vector per object begin: at the means of all cells, or near a factor analysis."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,12 +13,13 @@ from consilience.data.masking import conceal
 from consilience.data.observations import Observations
 from consilience.data.schema import Schema
 from consilience.models.base import slot
-from consilience.models.common_start import Look, common_start
+from consilience.models.common_start import Look, Start, common_start
 from consilience.models.latent import Decodes, flat
 
 __all__ = ["network_start", "placed"]
 
-ROWS, CELLS = 4000, 25_000_000  # that it looks at, at most
+FEW = 2000  # rows, of fewer a factor analysis begins
+CELLS = 25_000_000  # that it looks at, at most
 ELEMENTS = 40_000_000  # of matrices by row that it holds
 COARSE = 256  # cells of an image or a spectrum in the factor analysis, about
 STEPS, BATCH = 300, 128  # of the networks
@@ -39,13 +40,30 @@ class _Startable(Protocol):
 
 @torch.no_grad()
 def network_start(model: _Startable, target: Observations, *, shared: int) -> None:
+    """Decoders begin at the mean and the scatter of every cell; in small tables, networks near a factor analysis.
+
+    Of some hundreds of rows the bound alone may leave all latents at the prior. In large tables the other start is the
+    worse one: where blocks are larger than they need to be, linear factors stand for one curved latent each, and stay.
+    """
+    if len(target) >= FEW:
+        for name, view in model.views().items():
+            _begin(model, name, Look.of(view.likelihood, flat(target.parts[name])).alone(0))
+    else:
+        _near_factors(model, target, shared=shared)
+
+
+def _begin(model: _Startable, name: str, found: Start) -> None:
+    offset = model.views()[name].likelihood.start(found.offset, found.noise)
+    model.decoders[slot(name)].begin(offset)  # type: ignore[operator]
+
+
+def _near_factors(model: _Startable, target: Observations, *, shared: int) -> None:
     """Train encoders and decoders on draws of the latents of a factor analysis, for a few hundred steps.
 
-    Its shared factors are what the modalities have in common, its private ones what that leaves of each. From random
-    networks a bound may leave all latents at the prior, most in small tables. Images and spectra of more than
-    ``COARSE`` cells are averaged over neighbours for the analysis.
+    Its shared factors are what the modalities have in common, its private ones what that leaves of each. Images and
+    spectra of more than ``COARSE`` cells are averaged over neighbours for the analysis.
     """
-    most = min(ROWS, ELEMENTS // model.size**2, max(1, CELLS // sum(spec.size for spec in model.schema.modalities)))
+    most = min(ELEMENTS // model.size**2, max(1, CELLS // sum(spec.size for spec in model.schema.modalities)))
     some = target[slice(None, None, max(1, -(-len(target) // most)))]
     views = model.views()
     looks, coarse = {}, {}
@@ -56,9 +74,7 @@ def network_start(model: _Startable, target: Observations, *, shared: int) -> No
     sizes = {name: len(columns) for name, columns in model.columns.items()}
     shifts, precisions = [], []
     for name, found in common_start(coarse, sizes, shared, linear=set(looks)).items():
-        alone = found if coarse[name] is looks[name] else looks[name].alone(0)
-        offset = views[name].likelihood.start(alone.offset, alone.noise)
-        model.decoders[slot(name)].begin(offset)  # type: ignore[operator]
+        _begin(model, name, found if coarse[name] is looks[name] else looks[name].alone(0))
         c, look, columns = found.loadings, coarse[name], model.columns[name].to(found.loadings.device)
         weight = torch.where(look.seen, 1 / (found.noise + look.known), 0.0)
         outer = (c[:, :, None] * c[:, None, :]).flatten(1)

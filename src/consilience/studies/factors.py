@@ -15,6 +15,7 @@ from consilience.data.schema import Frozen, validated
 from consilience.errors import SchemaError
 from consilience.models.disentangled_vae import DisentangledVAE
 from consilience.simulators.gaussian import factors
+from consilience.studies.kept import Kept
 from consilience.studies.runner import Results, StudyConfig
 from consilience.workflow.fit import fit
 
@@ -65,7 +66,7 @@ def run(config: StudyConfig, data: Path | None, *, seed: int, quick: bool, out: 
         data: Not used.
         seed: The first seed.
         quick: Tiny sizes; already in ``config``.
-        out: Not used.
+        out: Where the scores of every fit are kept, so that a study which was stopped goes on.
     """
     size = validated(Settings, config.study, where="[study]")
     if not isinstance(config.config.family, DisentangledVAE):
@@ -77,7 +78,8 @@ def run(config: StudyConfig, data: Path | None, *, seed: int, quick: bool, out: 
         for incomplete in (False, True)
         for club in (False, True)
     ]
-    found = {case: [_scores(config.config, size, case, seed + k) for k in range(size.seeds)] for case in cases}
+    kept = Kept(out, config.config.family, config.config.train, size)
+    found = {case: [_scores(config.config, size, case, seed + k, kept) for k in range(size.seeds)] for case in cases}
     rows = [
         [
             *case.row(),
@@ -111,8 +113,13 @@ def _numbers(found: Mapping[_Case, list[tuple[float, ...]]]) -> dict[str, float]
     return numbers
 
 
-def _scores(config: Config, size: Settings, case: _Case, seed: int) -> tuple[float, float, float, float]:
+def _scores(config: Config, size: Settings, case: _Case, seed: int, kept: Kept) -> tuple[float, ...]:
     """Least R² of a factor from its own block and largest from another: of draws, then of means."""
+    name = f"{case.label()}, seed {seed}"
+    return tuple(kept.part(name, lambda: _fit_and_probe(config, size, case, seed)).values())
+
+
+def _fit_and_probe(config: Config, size: Settings, case: _Case, seed: int) -> dict[str, float]:
     some = {"missing": size.missing, "sigma": size.sigma} if case.incomplete else {}
     table = factors(size.objects, seed=seed, modalities=case.modalities, sizes=size.sizes, noise=size.noise, **some)
     train, test = table.split(size.train, seed=seed)
@@ -125,9 +132,11 @@ def _scores(config: Config, size: Settings, case: _Case, seed: int) -> tuple[flo
     truths = ["true_shared", *(f"true_private_{name}" for name in names)]
     answer = probes(fitted, train, test, truths, seed=seed)
     own = _own(answer)
-    return tuple(  # type: ignore[return-value]
-        float(value) for r2 in (answer.of_draw, answer.of_mean) for value in (r2[own].min(), r2[~own].max())
-    )
+    return {
+        f"{which} of {kind}": float(value)
+        for kind, r2 in (("draws", answer.of_draw), ("means", answer.of_mean))
+        for which, value in (("own", r2[own].min()), ("other", r2[~own].max()))
+    }
 
 
 def _own(answer: Probes) -> np.ndarray:
