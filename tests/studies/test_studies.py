@@ -317,3 +317,33 @@ def test_a_read_out_recovers_a_curve_and_not_more():
     assert explained(quantity[30:], straight(x[30:])) < 0.05
     other = rng.normal(size=x.shape)
     assert explained(quantity[30:], ReadOut.fit(other[:30], quantity[:30])(other[30:])) < 0.02
+
+
+def test_galaxies(tmp_path):
+    numbers, _ = ran(tmp_path, "galaxies")
+    for model in ("trees", "regression_both", "vae_image", "vae_spectrum", "dmvae", "dmvae_club"):
+        assert np.isfinite([numbers[f"r2_{model}_{label}"] for label in ("log_mass", "redshift", "age")]).all()
+    assert {"mse_image_vae_image", "mse_spectrum_dmvae", "cross_mse_image_dmvae_club"} <= set(numbers)
+    assert "mse_spectrum_vae_image" not in numbers
+    kept = json.loads((tmp_path / "kept.json").read_text())
+    assert len(kept["parts"]) == 8
+    for name in ("labels", "shares", "information"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 1000
+
+
+def test_a_study_that_was_stopped_goes_on(tmp_path):
+    first, _ = ran(tmp_path, "factors")
+    path = tmp_path / "kept.json"
+    kept = json.loads(path.read_text())
+    name = next(iter(kept["parts"]))
+    del kept["parts"][name]
+    other = next(iter(kept["parts"]))
+    kept["parts"][other]["own of draws"] = -7.0
+    path.write_text(json.dumps(kept))
+    again, _ = ran(tmp_path, "factors")
+    assert set(json.loads(path.read_text())["parts"]) == {name, *kept["parts"]}
+    assert min(value for key, value in again.items() if key.startswith("r2_own")) == -7.0
+    path.write_text("{}")
+    found = CliRunner().invoke(app, ["study", "factors", "--quick", "--out", str(tmp_path)])
+    assert found.exit_code != 0
+    assert "Remove it to begin anew" in found.output

@@ -116,7 +116,7 @@ def _numbers(found: Mapping[_Case, list[tuple[float, ...]]]) -> dict[str, float]
 def _scores(config: Config, size: Settings, case: _Case, seed: int, kept: Kept) -> tuple[float, ...]:
     """Least R² of a factor from its own block and largest from another: of draws, then of means."""
     name = f"{case.label()}, seed {seed}"
-    return tuple(kept.part(name, lambda: _fit_and_probe(config, size, case, seed)).values())
+    return tuple(map(float, kept.part(name, lambda: _fit_and_probe(config, size, case, seed)).values()))
 
 
 def _fit_and_probe(config: Config, size: Settings, case: _Case, seed: int) -> dict[str, float]:

@@ -3,12 +3,19 @@
 import hashlib
 import importlib.metadata
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
 
 from consilience.data.schema import Frozen
 from consilience.errors import DataError
 from consilience.io.atomic import atomic_path
+from consilience.predict.fitted import Fitted, load
+from consilience.typing import FloatArray
 
 __all__ = ["Kept"]
 
@@ -16,7 +23,7 @@ PACKAGES = ("consilience", "torch", "numpy", "scikit-learn")
 
 
 class Kept:
-    """Numbers by name in ``FOLDER/kept.json``, of one set of settings; another set begins anew.
+    """Numbers and arrays of them by name in ``FOLDER/kept.json``, of one set of settings; another set begins anew.
 
     Arguments:
         folder: Where the file is.
@@ -32,15 +39,15 @@ class Kept:
         ...     first = Kept(Path(folder), TrainConfig()).part("a", lambda: {"r2": 0.5})
         ...     again = Kept(Path(folder), TrainConfig()).part("a", lambda: {"r2": 0.7})
         ...     other = Kept(Path(folder), TrainConfig(seed=1)).part("a", lambda: {"r2": 0.7})
-        >>> first, again, other
-        ({'r2': 0.5}, {'r2': 0.5}, {'r2': 0.7})
+        >>> [float(one["r2"]) for one in (first, again, other)]
+        [0.5, 0.5, 0.7]
     """
 
     def __init__(self, folder: Path, *settings: Frozen) -> None:
         made_by = [f"{name} {importlib.metadata.version(name)}" for name in PACKAGES]
         text = "\x1f".join([*made_by, *(one.model_dump_json() for one in settings)])
         self.path, self.key = folder / "kept.json", hashlib.sha256(text.encode()).hexdigest()
-        self.parts: dict[str, dict[str, float]] = {}
+        self.parts: dict[str, dict[str, Any]] = {}
         if self.path.is_file():
             try:
                 found = json.loads(self.path.read_text(encoding="utf-8"))
@@ -51,10 +58,25 @@ class Kept:
                     f"Expected finished parts in {self.path}; got {error}. Remove it to begin anew."
                 ) from error
 
-    def part(self, name: str, compute: Callable[[], Mapping[str, float]]) -> dict[str, float]:
-        """What was kept of this name, or what it is computed to be, then kept."""
+    def part(self, name: str, compute: Callable[[], Mapping[str, ArrayLike]]) -> dict[str, FloatArray]:
+        """What was kept of this name, or what it is computed to be, then kept: six digits of it."""
         if name not in self.parts:
-            self.parts[name] = {key: float(value) for key, value in compute().items()}
+            self.parts[name] = {key: _rounded(value) for key, value in compute().items()}
             with atomic_path(self.path) as path:
                 path.write_text(json.dumps({"key": self.key, "parts": self.parts}, indent=1) + "\n", encoding="utf-8")
-        return self.parts[name]
+        return {key: np.asarray(value, dtype=np.float64) for key, value in self.parts[name].items()}
+
+    def model(self, name: str, train: Callable[[], Fitted]) -> Fitted:
+        """The model that was kept under this name, or what ``train`` gives, then kept."""
+        folder = self.path.parent / f"models-{self.key[:12]}" / re.sub(r"[^\w-]+", "-", name)
+        if folder.is_dir():
+            return load(folder)
+        fitted = train()
+        folder.parent.mkdir(exist_ok=True)
+        fitted.save(folder)
+        return fitted
+
+
+def _rounded(value: ArrayLike) -> Any:  # noqa: ANN401 - a number or lists of them
+    array = np.asarray(value, dtype=np.float64)
+    return np.array([float(f"{number:.6g}") for number in array.ravel()]).reshape(array.shape).tolist()

@@ -41,6 +41,7 @@ __all__ = [
 STUDIES = {  # name -> module with ``run``; a new study is one module, one TOML and one line here
     "factors": "consilience.studies.factors",
     "fly": "consilience.studies.fly",
+    "galaxies": "consilience.studies.galaxies",
     "neural-sim": "consilience.studies.neural_sim",
     "rat": "consilience.studies.rat",
     "quasars": "consilience.studies.quasars",
