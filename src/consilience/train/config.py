@@ -6,6 +6,7 @@ from pydantic import Field
 
 from consilience.data.masking import Policy
 from consilience.data.schema import Frozen
+from consilience.train.balance import Balance
 from consilience.train.weights import Weight
 
 __all__ = ["Stage", "TrainConfig"]
@@ -40,6 +41,7 @@ class TrainConfig(Frozen):
     patience: int | None = Field(default=None, ge=1)  # validations without improvement before stopping
     evaluate_every: int = Field(default=100, ge=1)  # steps between validations
     weights: dict[str, Weight] = {}  # by term pattern; the longest match wins
+    balance: Balance | None = None  # give modalities the same influence, by their errors on validation rows
     masking: Policy | Literal["default", "none"] = "default"  # what the context lacks of the target
     stages: tuple[Stage, ...] = ()  # one stage of max_steps when empty
     seed: int = 0

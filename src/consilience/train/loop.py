@@ -16,6 +16,7 @@ from consilience.data.observations import Observations
 from consilience.data.streaming import FIELDS, Streamed
 from consilience.errors import RequestError, TrainingError
 from consilience.models.base import AbstractFamily, AbstractModel
+from consilience.train.balance import balanced, relative_errors
 from consilience.train.checkpoint import (
     Checkpoint,
     load_checkpoint,
@@ -43,6 +44,7 @@ class _Run:
     best_state: dict[str, Tensor] = field(default_factory=dict)
     waited: int = 0
     averages: dict[str, float] = field(default_factory=dict)
+    factors: dict[str, float] = field(default_factory=dict)  # of modalities that are balanced
 
 
 def train(
@@ -69,7 +71,8 @@ def train(
         resume: Continue from ``config.checkpoint`` if there is a checkpoint.
 
     Raises:
-        RequestError: rows on disk for a model with a posterior of its own for every row.
+        RequestError: rows on disk for a model with a posterior of its own for every row; balance without held-out rows.
+        SchemaError: balance of a modality that the table has not.
         TrainingError: a term is not finite, which it names, or a matrix cannot be factored.
         ModelFileError: the checkpoint is damaged or another run's.
     """
@@ -82,6 +85,11 @@ def train(
             "own for each row. Use posterior='encoder', or read the table into memory."
         )
     valid = None if held_out is None else held_out.to(fabric.device, dtype)
+    if config.balance is not None:
+        if valid is None or _has_locals(model):
+            raise RequestError("Expected held-out rows that an encoder reads for balance; got none. Raise validation.")
+        for name in config.balance.names:
+            data.schema[name]
     model.to(fabric.device, dtype)
     stages = config.stages or _stages(_steps(config, len(data)), family.refit)
     directory = None if config.checkpoint is None else Path(config.checkpoint)
@@ -183,7 +191,7 @@ class _StageLoop:
             return
         with self.fabric.autocast():  # the batch has the model's precision: Fabric's own cast cannot read it
             terms = self.model(context, target)
-        total, values = objective(terms, weights_at(step, terms, self.weights))
+        total, values = objective(terms, balanced(weights_at(step, terms, self.weights), run.factors))
         self.optimiser.zero_grad()
         self.fabric.backward(total)
         for group, options in zip(self.groups, self.optimiser.param_groups, strict=True):
@@ -206,6 +214,10 @@ class _StageLoop:
                 terms = self.model.terms(self.valid, self.valid)
                 total, values = objective(terms, weights_at(step, terms, self.weights))
             row |= {f"validation/{name}": value for name, value in values.items()}
+            if self.config.balance is not None:
+                errors = relative_errors(self.model, self.valid, self.config.balance.names)
+                run.factors = self.config.balance.factors(errors)
+                row |= {f"balance/{name}": value for name, value in run.factors.items()}
             row["validation/total"] = float(total)
             if row["validation/total"] < run.best:
                 run.best, run.waited = row["validation/total"], 0
@@ -220,7 +232,7 @@ class _StageLoop:
         tensors |= {f"best/{name}": value for name, value in run.best_state.items()}
         tensors |= optimiser_state(self.optimiser, self.named)
         meta: dict[str, object] = {"stage": self.number, "step": step, "history": run.history}
-        meta |= {"best": run.best, "waited": run.waited, "averages": run.averages}
+        meta |= {"best": run.best, "waited": run.waited, "averages": run.averages, "factors": run.factors}
         save_checkpoint(directory, Checkpoint(tensors, meta, key))
         write_atomic(directory / "history.csv", _csv(run.history))
 
@@ -246,6 +258,7 @@ def _restore(model: AbstractModel, run: _Run, saved: Checkpoint) -> None:
     run.history = list(saved.meta["history"])  # type: ignore[call-overload]
     run.best, run.waited = float(saved.meta["best"]), int(saved.meta["waited"])  # type: ignore[arg-type]
     run.averages = dict(saved.meta["averages"])  # type: ignore[call-overload]
+    run.factors = dict(saved.meta["factors"])  # type: ignore[call-overload]
 
 
 def _tensors(data: Observations | Streamed, device: torch.device, dtype: torch.dtype) -> Observations | Streamed:
