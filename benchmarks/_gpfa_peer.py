@@ -1,16 +1,12 @@
 """Elephant's GPFA on counts in an NPZ file; run by ``benchmarks/gpfa.py`` in an environment of its own.
 
-``python _gpfa_peer.py IN OUT THREADS``: IN holds counts ``train`` (N, T, D) and ``test``, ``hidden`` (D,) bool,
+``python -m benchmarks._gpfa_peer IN OUT``: IN holds counts ``train`` (N, T, D) and ``test``, ``hidden`` (D,) bool,
 ``size`` and ``bin_ms``; OUT receives ``rates`` (N, T, hidden) predicted for the hidden neurons of the test trials from
 the others, and ``seconds`` of fitting. Square roots of counts, as its authors advise; all settings are its defaults.
 """
 
-import os
 import sys
 import time
-
-os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = sys.argv[3]
-
 from typing import Any
 
 import numpy as np

@@ -1,10 +1,15 @@
-"""What the benchmarks share: the command line, fair timing, and ``results.json`` with how it was made."""
+"""What the benchmarks share: the command line, fair timing, peers, and ``results.json`` with how it was made."""
 
 import argparse
+import os
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -14,7 +19,9 @@ from consilience.plots import Labels, with_unit
 from consilience.plots.style import COLOURS, style
 from consilience.studies.runner import Results, markdown, meta, write_results
 
-__all__ = ["Lines", "lines", "main", "say", "turns"]
+__all__ = ["Lines", "asked", "lines", "main", "peer_python", "say", "turns"]
+
+PEERS = Path("build/peers")  # environments of their own
 
 
 def main(name: str, measure: Callable[[int, bool], Results], argv: Sequence[str] | None = None) -> Results:
@@ -76,6 +83,35 @@ def turns(
                 step()
                 seconds[name].append(time.perf_counter() - begun)
     return {name: np.array(values) for name, values in seconds.items()}
+
+
+def peer_python(name: str, *packages: str) -> Path:
+    """The interpreter of ``build/peers/NAME``, an environment with a peer's packages, made if it is not there."""
+    python, ready = PEERS / name / "bin" / "python", PEERS / name / "ready"
+    if not ready.is_file():
+        subprocess.run([sys.executable, "-m", "venv", PEERS / name], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
+        ready.touch()
+    return python.absolute()
+
+
+def asked(python: str | Path, program: str, arrays: Mapping[str, Any], *, threads: int) -> dict[str, np.ndarray]:
+    """What ``python -m benchmarks.PROGRAM IN OUT`` makes of arrays; IN and OUT are NPZ files.
+
+    Arguments:
+        python: An interpreter, of :func:`peer_python`.
+        program: Name of a module of this folder.
+        arrays: Content of IN.
+        threads: That it may use.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
+    with tempfile.TemporaryDirectory() as folder:
+        given, found = Path(folder) / "in.npz", Path(folder) / "out.npz"
+        np.savez(given, **arrays)
+        command = [python, "-m", f"benchmarks.{program}", given, found]
+        subprocess.run(command, check=True, cwd=Path(__file__).parents[1], env=environment)
+        with np.load(found, allow_pickle=False) as result:
+            return dict(result)
 
 
 @dataclass(frozen=True)

@@ -9,19 +9,15 @@ training. The peer predicts the square of Gaussian predictions of square-rooted 
 Run with ``python -m benchmarks.gpfa [--quick] [--seed N] --out DIR``; seeds N, N + 1, … are run.
 """
 
-import subprocess
-import sys
-import tempfile
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from astropy.table import Table
 from scipy.special import gammaln
 
-from benchmarks._harness import main
+from benchmarks._harness import asked, main, peer_python
 from consilience.data.observations import Observations
 from consilience.models.gp_vae import GPVAE
 from consilience.simulators import neural
@@ -32,7 +28,6 @@ from consilience.workflow.fit import fit
 
 __all__ = ["Sizes", "bits_per_spike", "measure"]
 
-ENVIRONMENT = Path("build/peers/elephant")
 PEER = ("elephant==1.2.1", "scikit-learn")  # which its GPFA needs and its package does not ask for
 BIN_MS = 20.0
 
@@ -82,15 +77,10 @@ def ours(
 
 def peer(train: Observations, test: Observations, hidden: BoolArray, size: int) -> tuple[FloatArray, float]:
     """The same of elephant's GPFA."""
-    python = _environment()
-    with tempfile.TemporaryDirectory() as folder:
-        given, found = Path(folder) / "in.npz", Path(folder) / "out.npz"
-        arrays = {"train": train.parts["spikes"].value, "test": test.parts["spikes"].value}
-        np.savez(given, hidden=hidden, size=size, bin_ms=BIN_MS, **arrays)
-        script = Path(__file__).with_name("_gpfa_peer.py")
-        subprocess.run([python, script, given, found, str(torch.get_num_threads())], check=True)
-        with np.load(found, allow_pickle=False) as result:
-            return result["rates"], float(result["seconds"])
+    arrays = {"train": train.parts["spikes"].value, "test": test.parts["spikes"].value}
+    arrays |= {"hidden": hidden, "size": size, "bin_ms": BIN_MS}
+    found = asked(peer_python("elephant", *PEER), "_gpfa_peer", arrays, threads=torch.get_num_threads())
+    return found["rates"], float(found["seconds"])
 
 
 def measure(seed: int, quick: bool) -> Results:
@@ -143,17 +133,6 @@ def _contend(name: str, tables: tuple[Observations, ...], hidden: BoolArray, siz
     )
     score, seconds = run(whole, test, best)
     return [best, score, seconds, seconds + sum(spent for _, spent in tried.values())]
-
-
-def _environment() -> Path:
-    """The peer's interpreter, with its packages, made if it is not there."""
-    python = ENVIRONMENT / "bin" / "python"
-    ready = ENVIRONMENT / "ready"
-    if not ready.is_file():
-        subprocess.run([sys.executable, "-m", "venv", ENVIRONMENT], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *PEER], check=True)
-        ready.touch()
-    return python.absolute()
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Studies run at tiny sizes and record what they promise; real data are used where they exist."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from consilience.errors import DataError, RequestError, SchemaError
 from consilience.simulators.quasar_spectra import GRID
 from consilience.studies import quasars_hst, runner
 from consilience.studies.fly import heading_error
+from consilience.studies.hyperspectral import _predicted
 from consilience.studies.linear import mean_spectrum, principal_components
 from consilience.studies.quasar_trends import CIV, HBETA, equivalent_width, half_width
 from consilience.studies.quasars_sdss import Settings, _hidden, _normalised
@@ -275,6 +277,43 @@ def test_factors_need_a_model_with_blocks(tmp_path):
     settings.write_text("[study]\n" + "\n".join(lines) + '\n[model]\nfamily = "SharedGPLVM"\n')
     with pytest.raises(SchemaError, match="DisentangledVAE for factors"):
         runner.run_study("factors", tmp_path, settings=settings)
+
+
+@pytest.mark.parametrize("data", [(), ("--data", "hsi_samson")])
+def test_hyperspectral(tmp_path, data):
+    numbers, _ = ran(tmp_path, "hyperspectral", *(real(word) if word == "hsi_samson" else word for word in data))
+    blocks = ("private_rgb", "private_spectrum", "shared")
+    pairs = [f"{one}_{other}" for one, other in itertools.combinations(blocks, 2)]
+    read = ("all", *pairs, *blocks, "pca_rgb", "pca_spectrum", "pca_both")
+    for name in read:
+        assert 0 < numbers[f"mse_{name}"] < 1.5 and numbers[f"mse_{name}_sd"] >= 0
+        assert -0.5 < numbers[f"r2_abundance_{name}"] <= 1
+    # two training steps give no latents worth reading; components need none
+    assert numbers["mse_pca_both"] < 0.5 and numbers["mse_mean"] > 0
+    assert numbers["mse_all_minus_pca_both"] == pytest.approx(numbers["mse_all"] - numbers["mse_pca_both"])
+    assert numbers["patches"] == (225 if data else 60)
+    for name in ("subsets", "spectra", "patches"):
+        assert (tmp_path / f"{name}.png").is_file()
+
+
+def test_hyperspectral_needs_the_file_of_its_settings_and_blocks(tmp_path):
+    with pytest.raises(DataError, match=r"samson\.npz; got none"):
+        runner.run_study("hyperspectral", tmp_path, data=tmp_path)
+    settings = tmp_path / "own.toml"
+    study = 'file = "a.npz"\nobjects = 60\nsize = 3\nstride = 3\nblocks = 5\ntrain = 0.8\nsplits = 1\ncomponents = 3\n'
+    model = 'family = "DisentangledVAE"\nprivate = { rgb = 1 }\n'
+    settings.write_text(f"[study]\n{study}epochs = 2\n[model]\n{model}")
+    with pytest.raises(SchemaError, match=r"private ones of \['rgb', 'spectrum'\]"):
+        runner.run_study("hyperspectral", tmp_path, settings=settings)
+
+
+def test_a_cube_is_read_from_what_determines_it_and_not_from_noise():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(600, 2))
+    y = np.stack([x[:, 0] ** 2, x[:, 0] * x[:, 1], x[:, 1]], -1) @ rng.normal(size=(3, 40))
+    guesses = [_predicted(z[:400], y[:400], z[400:], 40, 0) for z in (x, x[::-1])]
+    left, of_noise = (np.mean((y[400:] - guess) ** 2) / y.var(0).mean() for guess in guesses)
+    assert left < 0.05 and 0.9 < of_noise < 1.6
 
 
 def test_fly(tmp_path):

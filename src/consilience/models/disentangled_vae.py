@@ -56,6 +56,7 @@ __all__ = ["DisentangledVAE"]
 
 Likelihood = Literal["gaussian", "student", "poisson", "negative-binomial", "bernoulli", "categorical"]
 Bound = Literal["joint", "self", "cross"]
+QUICK = 10.0  # of the learning rate: a step of Adam moves the logarithm of a noise by no more than its rate
 LEAST = 0.05  # share of a latent's variance that cells must decide for it to be heard, as in ``Latent.used``
 
 
@@ -290,7 +291,7 @@ class _Module(AbstractModel):
         found: dict[str, dict[str, nn.Parameter]] = {}
         for name, parameter in self.named_parameters():
             found.setdefault(name.split(".")[0], {})[name] = parameter
-        return tuple(Group(kind, some) for kind, some in found.items())
+        return tuple(Group(kind, some, QUICK if kind == "likelihoods" else 1.0) for kind, some in found.items())
 
     def answers(self, readable: frozenset[str], producible: frozenset[str]) -> bool:
         return readable | producible <= set(self.schema.names) and bool(producible)

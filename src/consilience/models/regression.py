@@ -25,6 +25,7 @@ from consilience.data.schema import Schema
 from consilience.errors import SchemaError
 from consilience.models.base import AbstractFamily, AbstractModel, Density, Group, PerObject, Term, known_method, slot
 from consilience.models.common_start import Look
+from consilience.models.disentangled_vae import QUICK
 from consilience.models.latent import flat
 
 __all__ = ["Regression"]
@@ -107,7 +108,9 @@ class _Module(AbstractModel):
         self.head.begin(self.likelihood.start(found.offset, found.noise))
 
     def groups(self) -> tuple[Group, ...]:
-        return (Group("networks", dict(self.named_parameters())),)
+        every = dict(self.named_parameters())
+        noise = {name: every.pop(name) for name in list(every) if name.startswith("likelihood.")}
+        return Group("networks", every), *([Group("likelihood", noise, QUICK)] if noise else [])
 
     def answers(self, readable: frozenset[str], producible: frozenset[str]) -> bool:
         return producible == {self.config.target} and readable <= set(self.inputs)

@@ -43,7 +43,7 @@ PAIRS = (  # the first should be above the second
     ("dmvae", "vae_spectrum"),
     ("dmvae_club", "dmvae"),
 )
-SCORES = ("mse", "cross_mse", "cross_mse_one")
+SCORES = ("mse", "excess", "cross_mse", "cross_excess", "cross_one_mse")
 RESAMPLED = 1000  # bootstraps of test rows
 DRAWS = 8  # whose mean is compared with what the model saw
 CHUNK = 32  # rows of which draws are held
@@ -147,12 +147,14 @@ def _scores(name: str, split: _Split, kept: Kept) -> dict[str, FloatArray]:
     found["squares"] = (said - truth) ** 2
     for target in fitted.schema.names:
         scale = _Stretch.of(split.train, target)
-        found[f"mse_{target}"] = scale.left(fitted, rows, rows, target, DRAWS, split.seed)
+        left = {"": scale.left(fitted, rows, rows, target, DRAWS, split.seed)}
         if len(fitted.schema.names) > 1:
             some = rows[: split.size.crossed]
             given = some.hide(target)
-            found[f"cross_mse_{target}"] = scale.left(fitted, some, given, target, split.size.draws, split.seed)
-            found[f"cross_mse_one_{target}"] = scale.left(fitted, some, given, target, 1, split.seed)
+            left["cross_"] = scale.left(fitted, some, given, target, split.size.draws, split.seed)
+            left["cross_one_"] = scale.left(fitted, some, given, target, 1, split.seed)
+        for which, (mse, excess) in left.items():
+            found |= {f"{which}mse_{target}": np.array(mse), f"{which}excess_{target}": np.array(excess)}
     return found
 
 
@@ -161,7 +163,7 @@ class _Stretch:
     r"""The scale on which pixels are compared, :math:`T(x) = \operatorname{asinh}(x / a)`, and the means there.
 
     Arguments:
-        unit: a, the median of absolute values.
+        unit: a, three times the median error bar: T is linear where there is little but noise.
         mean: Mean of T(x) of the training rows, of each cell.
     """
 
@@ -172,16 +174,21 @@ class _Stretch:
     def of(cls, rows: Observations, name: str) -> "_Stretch":
         """Of a modality's training rows."""
         part = rows.parts[name]
-        unit = float(np.median(np.abs(part.value[part.seen])))
+        assert part.sigma is not None, "a survey's"
+        unit = 3 * float(np.median(part.sigma[part.seen]))
         count = part.seen.sum(axis=0)
         total = np.where(part.seen, np.arcsinh(np.where(part.seen, part.value, 0.0) / unit), 0.0).sum(axis=0)
         return cls(unit, total / np.maximum(count, 1))
 
     def left(
         self, fitted: Fitted, rows: Observations, given: Observations, target: str, draws: int, seed: int
-    ) -> FloatArray:
-        """Squared error of the mean of draws, over that of the training rows' mean, one number."""
-        part, error, whole = rows.parts[target], 0.0, 0.0
+    ) -> tuple[float, float]:
+        """Squared error of the mean of draws over that of the training rows' mean; the same beyond the error bars.
+
+        The latter is what is left where both lose the variance of the noise, which no model can foresee.
+        """
+        part, error, whole, noise = rows.parts[target], 0.0, 0.0, 0.0
+        assert part.sigma is not None, "a survey's"
         for start in range(0, len(rows), CHUNK):
             some = slice(start, start + CHUNK)
             drawn = fitted.sample(given[some], [target], n=draws, seed=seed).values[target]
@@ -189,7 +196,9 @@ class _Stretch:
             mean = np.arcsinh(drawn / self.unit).mean(axis=0)
             error += float(np.square(truth - mean)[part.seen[some]].sum())
             whole += float(np.square(truth - self.mean)[part.seen[some]].sum())
-        return np.array(error / whole)
+            slope = 1 / np.hypot(part.value[some], self.unit)
+            noise += float(np.square(part.sigma[some] * slope)[part.seen[some]].sum())
+        return error / whole, (error - noise) / (whole - noise)
 
 
 def _trees(split: _Split) -> FloatArray:
@@ -224,7 +233,7 @@ def _results(found: Mapping[str, Sequence[Mapping[str, FloatArray]]], split: _Sp
         spread = each.std(axis=0, ddof=1) if len(each) > 1 else np.full(len(labels), np.nan)
         rows.append([name, *(f"{m:.3f} ± {s:.3f}" for m, s in zip(r2[name], spread, strict=True))])
         for score in several[0]:
-            if score.startswith(("mse", "cross")):
+            if score not in ("squares", "variance"):
                 kind, target = score.rsplit("_", 1)
                 numbers[f"{kind}_{target}_{name}"] = float(np.mean([part[score] for part in several]))
     gains = [[better, than, *_gain(found[better], found[than])] for better, than in PAIRS]
@@ -248,7 +257,7 @@ def _results(found: Mapping[str, Sequence[Mapping[str, FloatArray]]], split: _Sp
         "Gain of R² over another model, with its 95 % interval over test rows and seeds": Table(
             rows=text, names=["model", "over", *labels]
         ),
-        "What is left of the variance of pixels and bins, on the scale asinh(x / median |x|)": Table(
+        "What is left of the variance of pixels and bins (mse), and of that beyond their noise (excess)": Table(
             rows=[["" if cell is None else cell for cell in row] for row in pixels],
             names=["model", *(f"{score}, {target}" for score in SCORES for target in READ)],
             dtype=[str, *[object] * (len(SCORES) * len(READ))],
