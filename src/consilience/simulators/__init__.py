@@ -2,7 +2,18 @@
 
 from consilience.simulators.galaxies import galaxies
 from consilience.simulators.gaussian import LinearGaussian, factors, gaussian, linear_gaussian
+from consilience.simulators.hyperspectral import hyperspectral
 from consilience.simulators.neural import neural
 from consilience.simulators.quasars import quasars, quasars_at
 
-__all__ = ["LinearGaussian", "factors", "galaxies", "gaussian", "linear_gaussian", "neural", "quasars", "quasars_at"]
+__all__ = [
+    "LinearGaussian",
+    "factors",
+    "galaxies",
+    "gaussian",
+    "hyperspectral",
+    "linear_gaussian",
+    "neural",
+    "quasars",
+    "quasars_at",
+]
