@@ -371,7 +371,7 @@ def test_galaxies(tmp_path):
 
 
 def test_a_study_that_was_stopped_goes_on(tmp_path):
-    first, _ = ran(tmp_path, "factors")
+    ran(tmp_path, "factors")
     path = tmp_path / "kept.json"
     kept = json.loads(path.read_text())
     name = next(iter(kept["parts"]))
@@ -386,13 +386,3 @@ def test_a_study_that_was_stopped_goes_on(tmp_path):
     found = CliRunner().invoke(app, ["study", "factors", "--quick", "--out", str(tmp_path)])
     assert found.exit_code != 0
     assert "Remove it to begin anew" in found.output
-
-
-def test_hyperspectral(tmp_path):
-    numbers, _ = ran(tmp_path, "hyperspectral")
-    subsets = ("all", "private_rgb_shared", "private_spectrum", "shared", "pca_both", "pca_rgb")
-    assert np.isfinite([numbers[f"mse_{name}"] for name in subsets]).all()
-    assert numbers["mse_pca_both"] < 1  # better than the mean
-    assert numbers["r2_abundance_pca_both"] > 0
-    for name in ("patches", "spectra", "subsets"):
-        assert (tmp_path / f"{name}.png").stat().st_size > 1000
