@@ -230,8 +230,8 @@ def _results(found: Mapping[str, Sequence[Mapping[str, FloatArray]]], split: _Sp
         each = np.array([1 - part["squares"].mean(axis=0) / part["variance"] for part in several])
         r2[name] = each.mean(axis=0)
         numbers |= {f"r2_{name}_{label}": float(value) for label, value in zip(labels, r2[name], strict=True)}
-        spread = each.std(axis=0, ddof=1) if len(each) > 1 else np.full(len(labels), np.nan)
-        rows.append([name, *(f"{m:.3f} ± {s:.3f}" for m, s in zip(r2[name], spread, strict=True))])
+        spread = [f" ± {one:.3f}" for one in each.std(axis=0, ddof=1)] if len(each) > 1 else [""] * len(labels)
+        rows.append([name, *(f"{mean:.3f}{more}" for mean, more in zip(r2[name], spread, strict=True))])
         for score in several[0]:
             if score not in ("squares", "variance"):
                 kind, target = score.rsplit("_", 1)
@@ -251,7 +251,7 @@ def _results(found: Mapping[str, Sequence[Mapping[str, FloatArray]]], split: _Sp
     shared = block_information(best, split.train, split.test, seed=split.seed)
     numbers["spearman_shapley_shap"] = shares.spearman()
     tables = {
-        f"R² of the labels, mean and standard deviation of {split.size.seeds} seeds": Table(
+        f"R² of the labels, mean and standard deviation (seeds: {split.size.seeds})": Table(
             rows=rows, names=["model", *labels]
         ),
         "Gain of R² over another model, with its 95 % interval over test rows and seeds": Table(
@@ -267,7 +267,7 @@ def _results(found: Mapping[str, Sequence[Mapping[str, FloatArray]]], split: _Sp
         "What every two blocks share": shared.table(),
     }
     figures = {
-        "labels": plots.methods({"R²": r2}, labels, "dmvae_club", f"mean of {split.size.seeds} seeds"),
+        "labels": plots.methods({"R²": r2}, labels, "dmvae_club", f"mean over seeds ({split.size.seeds})"),
         "shares": shares.figure(),
         "information": shared.figure(),
     }
