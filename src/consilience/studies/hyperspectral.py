@@ -1,8 +1,10 @@
 """A hyperspectral cube from its colour image and its mean spectrum: what each latent block holds of it.
 
 Whole blocks of the scene are held out. The cubes of patches there are predicted from the posterior means of every
-subset of latent blocks, and from as many principal components of what the model saw. Data: Samson, a scene of soil,
-trees and water, or any cube that :func:`consilience.io.cubes.read_cube` reads; without data the simulator's.
+subset of latent blocks, and from as many principal components of what the model saw. Shared latents are read from both
+modalities, so those beside ``private_rgb`` know of the spectrum, which components of the colour image do not. Data:
+Samson, a scene of soil, trees and water, or any cube that :func:`consilience.io.cubes.read_cube` reads; without data
+the simulator's.
 """
 
 import warnings
@@ -54,7 +56,7 @@ class Settings(Frozen):
     blocks: int = Field(ge=2)  # along each side of the scene
     train: float = Field(gt=0, lt=1)  # share of the blocks
     splits: int = Field(ge=1)
-    components: int = Field(ge=1)  # principal components of a target that are predicted
+    components: int = Field(ge=2)  # principal components of a target that are predicted
     epochs: int = Field(ge=1)  # of the networks that read
 
 
@@ -218,5 +220,5 @@ def _figures(found: Sequence[_Split]) -> dict[str, plots.Figure]:
     return {
         "subsets": plots.methods({"relative MSE": scores}, list(last.relative), "all"),
         "spectra": plots.trends(panels, ("true", "from all blocks")),
-        "patches": plots.strips(images, names, f"held-out patches at {x[band]:g} {unit}"),
+        "patches": plots.strips(images, names, f"held-out patches at {x[band]:.0f} {unit}"),
     }
