@@ -73,7 +73,7 @@ def test_less_than_one_draw_is_refused(fit, rows, n):
 def test_unknown_and_missing_targets_are_refused(fit, rows):
     with pytest.raises(RequestError, match="Did you mean 'labels'"):
         fit.sample(rows, ["label"], n=2)
-    with pytest.raises(CapabilityError, match="Expected a question this model answers"):
+    with pytest.raises(CapabilityError, match="Expected a question that this model answers"):
         fit.sample(rows, [], n=2)
 
 
