@@ -16,7 +16,7 @@ demo: .venv/.core  ## set up, train on simulated quasars, predict, check, write 
 	$(BIN)/consilience demo --out $(OUT)
 
 test: lint  ## set up, check style and types, run every test and doctest
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal \
 		--cov --cov-report=term --cov-fail-under=90
 
 lint: .venv/.dev  ## style and types

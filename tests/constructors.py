@@ -3,15 +3,17 @@
 The contract tests of ``tests/contracts`` run on each entry.
 """
 
+from contextlib import ExitStack
 from functools import lru_cache
 from unittest import mock
 
 import numpy as np
 
 import consilience as cs
+from consilience.blocks.physics import Profile
 from consilience.data.observations import Observations, State
 from consilience.data.schema import Grid, ModalitySpec, Schema
-from consilience.models import deep_start, network_start
+from consilience.models import deep_start, disc_start, network_start
 
 ROWS = 48
 
@@ -132,6 +134,7 @@ def scenes(rows=5 * ROWS, seed=0):
 
 
 CONVOLVED = {"image": "conv", "spectrum": "conv"}
+DISC = {"image": Profile()}
 SMALL = {"latent_dim": 2, "inducing": 6, "hidden": 8}
 
 CONSTRUCTORS = {
@@ -170,6 +173,12 @@ CONSTRUCTORS = {
     ),
     "dvae-plain": (cs.DisentangledVAE(shared=2, hidden=8, experts="plain", networks={"labels": "linear"}), many),
     "dvae-conv": (cs.DisentangledVAE(shared=2, private={"image": 1}, hidden=8, channels=2, networks=CONVOLVED), scenes),
+    "dvae-physics": (
+        cs.DisentangledVAE(
+            shared=2, private={"image": 1}, hidden=8, channels=4, networks=CONVOLVED, club=True, physics=DISC
+        ),
+        scenes,
+    ),
     "regression": (cs.Regression(target="labels", hidden=8), many),
     "vae": (cs.VAE(latent_dim=2, hidden=8), lone),
     "gplvm-mixed-diagonal": (cs.SharedGPLVM(**SMALL, private={"image": 1}, posterior="diagonal"), mixed),
@@ -189,5 +198,8 @@ def fitted(name, *, steps=30, precision="32-true", members=1, seed=0):
         max_steps=steps, batch_size=16, evaluate_every=10, validation=0, precision=precision, seed=seed
     )
     # contracts hold wherever training begins: a short start will do
-    with mock.patch.object(network_start, "STEPS", 150), mock.patch.object(deep_start, "STEPS", 60):
+    starts = {network_start: 150, deep_start: 60, disc_start: 20}
+    with ExitStack() as short:
+        for module, number in starts.items():
+            short.enter_context(mock.patch.object(module, "STEPS", number))
         return cs.fit(family, factory(), config, members=members)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import consilience as cs
+from consilience.blocks.physics import Disc, Profile
 from consilience.data.masking import conceal
 from consilience.data.observations import Observations, State
 from consilience.data.scaling import Scaler
@@ -215,3 +216,103 @@ def test_limits_need_a_likelihood_that_takes_them():
     obs = Observations.from_arrays(schema, {"x1": np.random.default_rng(0).normal(size=(6, 2))}, state={"x1": state})
     with pytest.raises(DataError, match="no limits in 'x1'"):
         cs.fit(cs.VAE(latent_dim=1, likelihood="student"), obs, cs.TrainConfig(max_steps=1, validation=0))
+
+
+def pictures(rows=30, seed=0):
+    """Discs of different brightness, size and shape, and a spectrum that knows the brightness."""
+    rng = np.random.default_rng(seed)
+    disc, side = Disc((2, 12, 12), Profile()), 12
+    u = torch.as_tensor(rng.standard_normal((rows, disc.size)), dtype=torch.float32)
+    with torch.no_grad():
+        image = 50 * disc.flux(u).numpy().astype(float)
+    photo = ModalitySpec(name="image", shape=(2, side, side), scale="asinh")
+    specs = (photo, ModalitySpec(name="spectrum", shape=(5,)))
+    values = {"image": image + 0.1 * rng.standard_normal(image.shape), "spectrum": u.numpy()[:, :1] + np.arange(5.0)}
+    values["spectrum"] = values["spectrum"] + 0.1 * rng.standard_normal((rows, 5))
+    sigma = {"image": np.full(image.shape, 0.1), "spectrum": np.full((rows, 5), 0.1)}
+    return Observations.from_arrays(Schema(modalities=specs), values, sigma=sigma), u
+
+
+def disc_model(rows, **options):
+    obs, _ = rows
+    common = {"private": {"image": 1}, "networks": {"image": "conv"}, "channels": 4, "physics": {"image": Profile()}}
+    model = model_of(obs, **(common | options))
+    model.in_units(Scaler.fit(obs))
+    return model
+
+
+def slopes(model, value):
+    found = torch.autograd.grad(value, list(model.parameters()), allow_unused=True, retain_graph=True)
+    named = zip(dict(model.named_parameters()), found, strict=True)
+    return {name for name, slope in named if slope is not None and bool(slope.any())}
+
+
+def test_nothing_but_the_disc_moves_what_an_image_says_of_it():
+    rows = pictures()
+    model, scaled = disc_model(rows, club=True), batch(rows[0])
+    found = terms(model, scaled)
+    moved_by = slopes(model, found["physics/image"].value.sum())
+    assert moved_by >= {"decoders.image.disc.location", "discs.image.log_noise"}
+    mean = model.encoders["image"].reader.last.layers[1].bias  # of latents in their order, precisions after them
+    columns = model.layout.columns()
+    for name in ("nll/image", "self/image", "mi/physics_image_private_image"):
+        slope = torch.autograd.grad(found[name].value.sum(), mean, retain_graph=True)[0]
+        assert not slope[columns["physics_image"]].any(), name
+        assert slope[-1].any(), name  # of private latents
+    slope = torch.autograd.grad(found["physics/image"].value.sum(), mean)[0]
+    assert slope[columns["physics_image"]].all()
+    assert not slope[columns["shared"]].any()
+
+
+def test_a_disc_is_guessed_from_other_modalities_and_is_the_prior_without_any():
+    rows = pictures()
+    model, scaled = disc_model(rows), batch(rows[0])
+    found = terms(model, scaled)
+    assert slopes(model, found["cross/image"].value.sum()) & {"encoders.spectrum.reader.seen.weight"}
+    assert not slopes(model, found["physics/image"].value.sum()) & {"encoders.spectrum.reader.seen.weight"}
+    blind = without(without(scaled, "image"), "spectrum")
+    q = model.condition(blind).latent()["physics_image"]
+    assert not q.mean.any()
+    torch.testing.assert_close(q.std, torch.ones_like(q.std))
+    unseen = terms(model, blind)
+    assert not unseen["physics/image"].value.any()
+    assert float(unseen["kl/physics_image"].value.detach().abs().max()) == pytest.approx(0, abs=1e-9)
+    assert model.blocks["physics_image"].cells[0].name == "log_flux"
+
+
+def test_club_leaves_what_is_shared_to_discs():
+    model = disc_model(pictures(), club=True)
+    assert set(model.club.names) == {"shared_private_image", "physics_image_private_image"}
+
+
+def test_discs_are_learned():
+    obs, u = pictures(600)
+    family = cs.DisentangledVAE(
+        shared=1, private={"image": 1}, networks={"image": "conv"}, hidden=32, channels=4, physics={"image": Profile()}
+    )
+    fitted = cs.fit(family, obs, cs.TrainConfig(max_steps=150, validation=0, learning_rate=3e-3))
+    model = fitted.members[0]
+    said = torch.as_tensor(fitted.latent(obs.hide("spectrum")).mean["physics_image"], dtype=torch.float32)
+    with torch.no_grad():
+        found = model.decoders["image"].disc.physical(said)
+        true = Disc((2, 12, 12), Profile()).physical(u)
+    for name in ("flux_1", "half_light_radius", "e_cos2", "e_sin2"):
+        one, other = (torch.log(x[name]) if name[0] in "fh" else x[name] for x in (found, true))
+        if name == "flux_1":
+            other = other + np.log(50)
+        assert 1 - float((one - other).square().mean() / other.var()) > 0.7, name
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"likelihoods": {"image": "poisson"}}, {"bounds": ("joint",)}, {"posterior": "full"}],
+)
+def test_discs_that_cannot_be_are_refused(options):
+    with pytest.raises(SchemaError):
+        disc_model(pictures(), **options)
+
+
+def test_a_disc_needs_an_image():
+    rows = table()
+    with pytest.raises(SchemaError, match="real image"):
+        model_of(rows, physics={"x1": Profile()})

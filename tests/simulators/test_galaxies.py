@@ -14,9 +14,10 @@ from scipy.signal import fftconvolve
 from scipy.special import erf, gammaincinv
 
 from consilience.data.schema import Grid
+from consilience.data.sersic import enclosed
 from consilience.errors import RequestError
 from consilience.simulators.galaxies import galaxies
-from consilience.simulators.galaxy_images import PIXEL, Sources, enclosed, half_light_radius, images
+from consilience.simulators.galaxy_images import PIXEL, Sources, half_light_radius, images
 from consilience.simulators.galaxy_population import kiloparsecs_per_arcsec, population
 from consilience.simulators.galaxy_spectra import BANDS, light
 from consilience.simulators.galaxy_structure import DENSITY, neighbours, shapes, sources

@@ -122,3 +122,11 @@ def some_others(own: int, seen: Tensor) -> Tensor:
     kept = torch.rand(seen.shape).to(seen.device) < 0.5
     kept[first, torch.arange(seen.shape[1], device=seen.device)] = True
     return kept & others
+
+
+def one_set(fusion: Fusion, seen: Tensor) -> Tensor:
+    """For each object one of the sets that the fusion averages, drawn by its weight, (M, B)."""
+    members, weight = sets_of_experts(fusion, seen)
+    edges = weight.cumsum(0)[:-1]
+    which = (torch.rand(seen.shape[1]).to(edges) >= edges).sum(0)
+    return members[which, :, torch.arange(seen.shape[1], device=seen.device)].mT

@@ -160,7 +160,7 @@ def _fit(spec: ModalitySpec, part: Modality) -> CellTransform:
             raise DataError(f"Expected positive values in '{spec.name}' (scale 'log'); got {np.nanmin(x):g}.")
         x = np.log(x)
     elif spec.scaling == "asinh":
-        stretch = np.full(spec.shape, _positive(np.nanmedian(np.abs(x)))) * ones
+        stretch = _softening(part, x) * ones
         x = np.arcsinh(x / stretch)
     count = np.isfinite(x).sum(axis=0)
     middle = np.nanmedian if spec.scaling == "robust" else np.nanmean
@@ -176,6 +176,15 @@ def _fit(spec: ModalitySpec, part: Modality) -> CellTransform:
         location = weight * location + (1 - weight) * whole_location
         scale = np.sqrt(weight * scale**2 + (1 - weight) * whole_scale**2)
     return CellTransform(location, np.where(scale > 1e-12 * whole_scale, scale, whole_scale), stretch)
+
+
+def _softening(part: Modality, x: FloatArray) -> float:
+    """a of the asinh map: the median |x|, but where noise prevails three error bars, below which the map is linear."""
+    noise = 0.0
+    if part.sigma is not None:
+        stated = part.sigma[part.measured & np.isfinite(part.sigma)]
+        noise = 3 * float(np.median(stated)) if len(stated) else 0.0
+    return _positive(max(float(np.nanmedian(np.abs(x))), noise))
 
 
 def _half_width(x: FloatArray, axis: int | None = None) -> FloatArray:

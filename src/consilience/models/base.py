@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from consilience.blocks.noise import Noise
 from consilience.data.masking import Policy
 from consilience.data.observations import Observations
+from consilience.data.scaling import Scaler
 from consilience.data.schema import Frozen, ModalitySpec, Schema
 from consilience.errors import RequestError
 
@@ -152,6 +153,9 @@ class AbstractModel(nn.Module, ABC):
     @abstractmethod
     def answers(self, readable: frozenset[str], producible: frozenset[str]) -> bool:
         """Whether p(producible | any cells of readable) is a question for this model."""
+
+    def in_units(self, scaler: Scaler) -> None:  # noqa: B027 - most families never ask what a model unit is
+        """Take the map between physical and model units, once, before :meth:`start`; loaded with the state after."""
 
     def start(self, target: Observations) -> None:  # noqa: B027 - most families need no data to start
         """Initialise from the scaled training table, once, before the first step."""

@@ -15,14 +15,17 @@ from a random set of the others.
 
 CLUB keeps the blocks apart: vCLUB of draws of every pair of blocks is a term of its own (``mi``), whose conditional,
 such as :math:`q_\theta(p_m \mid s)`, learns by maximum likelihood from detached draws (``fit``). Private blocks need it
-most: a shared factor that each of two modalities keeps for itself is independent of what is left to the shared block.
+most: a shared factor that two modalities each keep for themselves is independent of what is left to the shared block.
+
+Images may have a physics decoder (``blocks/physics.py``): parameters of a disc, a block that every encoder reads and
+the image's decoder uses. What the image says of them learns from the disc alone, by a bound of its own (``physics``,
+``kl/physics_m``), and all else takes them as given; what others say of them learns in the bound "cross".
 
 References:
     | Private-shared disentangled multimodal VAE for learning of latent representations (Lee & Pavlovic, 2021)
     | CLUB: a contrastive log-ratio upper bound of mutual information (Cheng et al., 2020)
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import ClassVar, Literal
@@ -37,20 +40,26 @@ from consilience.blocks.fusion import (
     DiagonalExperts,
     FullExperts,
     Fusion,
+    one_set,
     sets_of_experts,
     some_others,
 )
-from consilience.blocks.information import ConditionalGaussian, Parts, kl_parts, vclub
+from consilience.blocks.information import Parts, kl_parts
 from consilience.blocks.likelihood_base import AbstractLikelihood
 from consilience.blocks.likelihoods import build_likelihood
+from consilience.blocks.physics import PhysicsDecoder, Profile
 from consilience.blocks.posteriors import DiagonalLatent, GaussianLatent, MixtureLatent
 from consilience.data.masking import HidePatterns, Policy
 from consilience.data.observations import Observations
+from consilience.data.scaling import Scaler
 from consilience.data.schema import ModalitySpec, Schema
 from consilience.errors import SchemaError
 from consilience.models.base import AbstractFamily, AbstractModel, Batch, Group, PerObject, Term, slot
+from consilience.models.disc_start import disc_start
 from consilience.models.latent import LatentConditional, flat
+from consilience.models.layout import Layout
 from consilience.models.network_start import network_start, placed
+from consilience.models.separation import Separation
 
 __all__ = ["DisentangledVAE"]
 
@@ -80,6 +89,7 @@ class DisentangledVAE(AbstractFamily):
     posterior: Literal["diagonal", "full"] = "diagonal"  # full: experts know how latents depend on each other
     bounds: tuple[Bound, ...] = Field(default=("joint", "self", "cross"), min_length=1)  # that are maximised together
     club: bool = False  # keep every two blocks apart: terms mi and fit
+    physics: dict[str, Profile] = {}  # images that a disc explains, and a network what it leaves
     parts: bool = False  # every kl as three terms: index (information), total (correlation), each (dimension's KL)
 
     @property
@@ -87,8 +97,10 @@ class DisentangledVAE(AbstractFamily):
         return HidePatterns()
 
     def build(self, schema: Schema, total: int, seed: int) -> AbstractModel:
-        for name in (*self.private, *self.likelihoods, *self.networks):
+        for name in (*self.private, *self.likelihoods, *self.networks, *self.physics):
             schema[name]
+        for name in self.physics:
+            self._check_physics(schema[name])
         if self.shared + sum(self.private.values()) == 0:
             raise SchemaError("Expected at least one latent; got shared = 0 and none private. Raise shared.")
         for spec in schema.modalities:
@@ -108,6 +120,20 @@ class DisentangledVAE(AbstractFamily):
         with torch.random.fork_rng(devices=[]):  # layers draw from torch's global generator
             torch.manual_seed(seed)
             return _Module(self, schema, total)
+
+    def _check_physics(self, spec: ModalitySpec) -> None:
+        likelihood = self.likelihoods.get(spec.name, "gaussian")
+        image = spec.kind == "real" and spec.scaling != "log" and len(spec.shape) in (2, 3)
+        if not image or likelihood not in ("gaussian", "student"):
+            raise SchemaError(
+                f"Expected a real image (H, W) or (C, H, W) and Gaussian or Student noise for the physics of "
+                f"'{spec.name}'; got kind {spec.kind!r}, scale {spec.scaling!r}, shape {spec.shape} and {likelihood!r}."
+            )
+        if "self" not in self.bounds or self.posterior == "full":
+            raise SchemaError(
+                f"Expected the bound 'self' and the diagonal posterior for physics; got {list(self.bounds)} and "
+                f"{self.posterior!r}. Change them, or drop physics."
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,58 +166,51 @@ class _Module(AbstractModel):
     def __init__(self, config: DisentangledVAE, schema: Schema, objects: int) -> None:
         super().__init__()
         self.config, self.schema, self.objects = config, schema, objects
-        shared = config.shared
-        self.size = shared + sum(config.private.values())
-        self.blocks = {"shared": ModalitySpec(name="shared", shape=(shared,))} if shared else {}
-        columns: dict[str, Tensor] = {}
-        encoders, decoders, likelihoods = {}, {}, {}
-        begin = shared
+        self.layout = Layout.of(schema, shared=config.shared, private=config.private, physics=config.physics)
+        self.blocks, self.size, self.common = self.layout.blocks, self.layout.size, self.layout.common
+        encoders, decoders, likelihoods, discs = {}, {}, {}, {}
         for spec in schema.modalities:
-            own, key = config.private.get(spec.name, 0), slot(spec.name)
-            if own:
-                block = f"private_{spec.name}"
-                self.blocks[block] = ModalitySpec(name=block, shape=(own,))
-            columns[spec.name] = torch.tensor([*range(shared), *range(begin, begin + own)], dtype=torch.long)
-            begin += own
+            own, key, full = config.private.get(spec.name, 0), slot(spec.name), config.posterior == "full"
             likelihood = build_likelihood(config.likelihoods.get(spec.name), spec)
-            kind, full = config.networks.get(spec.name, "dense"), config.posterior == "full"
+            kind, latents = config.networks.get(spec.name, "dense"), config.shared + own
             nets = Architecture(kind, spec.shape, likelihood.functions, config.hidden, config.channels)
             encoders[key] = FactorEncoder(
-                nets, shared + own, form=config.experts, full=full, quiet=0 if full else own
+                nets, self.common + own, form=config.experts, full=full, quiet=0 if full else own
             )
-            decoders[key] = nets.decoder(shared + own)
+            if profile := config.physics.get(spec.name):
+                decoders[key] = PhysicsDecoder(latents, nets, profile, asinh=spec.scaling == "asinh")
+                discs[key] = build_likelihood(config.likelihoods.get(spec.name), spec)
+            else:
+                decoders[key] = nets.decoder(latents)
             likelihoods[key] = likelihood
-        self.columns: Mapping[str, Tensor] = columns
         self.encoders, self.decoders = nn.ModuleDict(encoders), nn.ModuleDict(decoders)
-        self.likelihoods = nn.ModuleDict(likelihoods)
+        self.likelihoods, self.discs = nn.ModuleDict(likelihoods), nn.ModuleDict(discs)
         self.register_buffer("heard", torch.ones(self.size))
-        every = combinations(self.blocks, 2) if config.club else ()
-        self.pairs = {f"{one}_{other}": (one, other) for one, other in every}
-        self.club = nn.ModuleDict(
-            {
-                slot(pair): ConditionalGaussian(self.blocks[one].size, self.blocks[other].size, config.hidden)
-                for pair, (one, other) in self.pairs.items()
-            }
-        )
+        # what is shared may tell of a disc, and one disc of another
+        pairs = [pair for pair in combinations(self.blocks, 2) if pair[1].startswith("private_")]
+        of_discs = frozenset(f"physics_{name}" for name in config.physics)
+        self.club = Separation(self.blocks, pairs if config.club else [], fixed=of_discs, hidden=config.hidden)
 
     def terms(self, context: Observations, target: Observations) -> dict[str, Term]:
-        """nll, self and cross of every modality; kl of the blocks, and of each self and cross bound; mi and fit.
+        """nll, self, cross and physics of modalities; kl of the blocks, and of each self and cross bound; mi and fit.
 
         All of what the context shows, so that they are bounds of the density of an incomplete row.
         """
         experts, seen = self.experts(context)
-        shared, everyone = torch.arange(self.config.shared), torch.ones_like(seen[0])
-        columns = self.block_columns()
+        columns, everyone = self.layout.columns(), torch.ones_like(seen[0])
+        shared = columns.get("shared", torch.arange(0))
         found: dict[str, Term] = {}
         readings: dict[str, list[_Reading]] = {name: [] for name in context.parts}
         if "joint" in self.config.bounds:
             whole = experts.product(seen)
-            q = experts.product(_one_set(self.config.fusion, seen)) if self.config.fusion != "product" else whole
-            z = _drawn(whole) if q is whole else torch.cat([_drawn(q)[:, shared], _drawn(whole)[:, len(shared) :]], -1)
+            q = experts.product(one_set(self.config.fusion, seen)) if self.config.fusion != "product" else whole
+            z = _drawn(whole) if q is whole else self._joined(_drawn(q), _drawn(whole))
             for name in context.parts:
-                readings[name].append(_Reading("nll", z, everyone))
+                readings[name].append(_Reading("nll", self._given(z), everyone))
             found |= self._divergence("shared", q, z, shared, everyone.to(z))
-            found |= self._apart(z, seen)
+            by_name = dict(zip(self.schema.names, seen, strict=True))
+            rows = {block: by_name.get(block.partition("_")[2], seen.any(0)) for block in self.blocks}
+            found |= self.club.terms(z, columns, rows)
         for number, name in enumerate(context.parts):
             own = torch.zeros_like(seen)
             own[number] = seen[number]
@@ -199,17 +218,20 @@ class _Module(AbstractModel):
             z = _drawn(single)
             bounds = everyone.to(z) * ("joint" in self.config.bounds)  # in which its private latents are drawn
             if "self" in self.config.bounds:
-                readings[name].append(_Reading("self", z, everyone))
+                readings[name].append(_Reading("self", self._given(z), everyone))
                 bounds = bounds + 1
                 found |= self._divergence(f"self_{name}", single, z, shared, everyone.to(z))
-            if "cross" in self.config.bounds and len(shared) and len(seen) > 1:
+            if f"physics_{name}" in columns:
+                found |= self._disc(name, single, z, context)
+            if "cross" in self.config.bounds and self.common and len(seen) > 1:
                 others = some_others(number, seen)
                 there = seen[number] & others.any(0)
                 q = experts.product(others)
-                z = torch.cat([_drawn(q)[:, shared], _drawn(single)[:, len(shared) :]], -1)
+                z = self._joined(_drawn(q), _drawn(single))
                 readings[name].append(_Reading("cross", z, there))
                 bounds = bounds + there
-                found |= self._divergence(f"cross_{name}", q, z, shared, there.to(z))
+                guessed = torch.cat([shared, columns.get(f"physics_{name}", torch.arange(0))])
+                found |= self._divergence(f"cross_{name}", q, z, guessed, there.to(z))
             if f"private_{name}" in columns:
                 found |= self._divergence(f"private_{name}", single, z, columns[f"private_{name}"], bounds)
         for name, view in self.views().items():
@@ -219,6 +241,37 @@ class _Module(AbstractModel):
                 value = view.likelihood.expected(cells, some, torch.zeros_like(some)).sum(-1)
                 found[f"{one.kind}/{name}"] = PerObject(-torch.where(one.counts, value, 0.0), everyone)
         return found
+
+    def _joined(self, common: Tensor, own: Tensor) -> Tensor:
+        """Latents that every encoder reads from one draw, private ones from another."""
+        return torch.cat([common[:, : self.common], own[:, self.common :]], -1)
+
+    def _given(self, z: Tensor) -> Tensor:
+        """Draws with the parameters of discs as they are, which nothing but the discs moves."""
+        return self._with_discs(z, z)
+
+    def completed(self, z: Tensor, q: DiagonalLatent | GaussianLatent) -> Tensor:
+        """Draws with what q says of discs, which they do not move."""
+        return self._with_discs(z, _drawn(q)) if self.config.physics else z
+
+    def _with_discs(self, z: Tensor, other: Tensor) -> Tensor:
+        shared = self.config.shared
+        return torch.cat([z[:, :shared], other[:, shared : self.common].detach(), z[:, self.common :]], -1)
+
+    def _disc(self, name: str, q: DiagonalLatent | GaussianLatent, z: Tensor, context: Observations) -> dict[str, Term]:
+        """The bound of a modality that is nothing but its disc."""
+        columns, likelihood = self.layout.some(f"physics_{name}").to(z.device), self.discs[slot(name)]
+        f = self.decoders[slot(name)].disc(z[:, columns])  # type: ignore[operator]
+        value = likelihood.expected(flat(context.parts[name]), f, torch.zeros_like(f)).sum(-1)  # type: ignore[operator]
+        values = {f"physics/{name}": -value, f"kl/physics_{name}": q.divergence()[:, columns].sum(-1)}
+        everyone = torch.ones(len(z), dtype=torch.bool, device=z.device)
+        return {term: PerObject(value, everyone) for term, value in values.items()}
+
+    def disc_terms(self, name: str, alone: Observations) -> dict[str, Term]:
+        """The bound of one modality that is nothing but its disc, of rows of that modality alone."""
+        experts, seen = self.experts(alone)
+        single = experts.product(seen)
+        return self._disc(name, single, _drawn(single), alone)
 
     def _divergence(
         self, name: str, q: DiagonalLatent | GaussianLatent, z: Tensor, columns: Tensor, times: Tensor
@@ -237,23 +290,10 @@ class _Module(AbstractModel):
         parts = kl_parts(z[rows][:, columns], DiagonalLatent(some.mean[rows], some.std[rows]), self.objects)
         return {f"kl/{part}_{name}": Batch(value * times.mean()) for part, value in parts._asdict().items()}
 
-    def _apart(self, z: Tensor, seen: Tensor) -> dict[str, Term]:
-        """vCLUB of draws of every pair of blocks, of the rows in which both were seen, and what fits it."""
-        found: dict[str, Term] = {}
-        columns, rows = self.block_columns(), dict(zip(self.schema.names, seen, strict=True))
-        for pair, (one, other) in self.pairs.items():
-            x, y = (z[:, columns[block].to(z.device)] for block in (one, other))
-            both = torch.stack([rows.get(block.removeprefix("private_"), seen.any(0)) for block in (one, other)]).all(0)
-            q: ConditionalGaussian = self.club[slot(pair)]  # type: ignore[assignment]
-            value = vclub(q, y[both], x[both]) if bool(both.any()) else z.new_zeros(())
-            found[f"mi/{pair}"] = Batch(value)
-            found[f"fit/{pair}"] = PerObject(-q.log_prob(y.detach(), x.detach()), both)
-        return found
-
     @torch.no_grad()
     def condition(self, context: Observations) -> LatentConditional:
         """The posterior of the latents of any subset of cells, by one pass of the encoders."""
-        return LatentConditional(self.views(), None, lambda: self._posterior(context), self.block_columns())
+        return LatentConditional(self.views(), None, lambda: self._posterior(context), self.layout.columns())
 
     @torch.no_grad()
     def _posterior(self, context: Observations) -> DiagonalLatent | GaussianLatent | MixtureLatent:
@@ -263,19 +303,26 @@ class _Module(AbstractModel):
         if self.config.fusion == "product":
             return experts.product(seen)
         members, weight = sets_of_experts(self.config.fusion, seen)
-        shared, whole = self.config.shared, experts.product(seen)
+        whole = experts.product(seen)
         each = [experts.product(chosen) for chosen in members]
         means, stds = (
-            torch.stack([torch.cat([a[:, :shared], b[:, shared:]], -1) for a in some])
+            torch.stack([self._joined(a, b) for a in some])
             for some, b in (([q.mean for q in each], whole.mean), ([q.std for q in each], whole.std))
         )
         return MixtureLatent(weight.to(means), means, stds)
 
+    def in_units(self, scaler: Scaler) -> None:
+        for name in self.config.physics:
+            decoder: PhysicsDecoder = self.decoders[slot(name)]  # type: ignore[assignment]
+            decoder.disc.in_units(scaler.transforms[name])
+
     @torch.no_grad()
     def start(self, target: Observations) -> None:
-        """Networks begin at the means; in small tables near a factor analysis (``network_start``)."""
+        """Networks begin at the means; in small tables near a factor analysis (``network_start``); discs first."""
         for name, part in target.parts.items():
             self._likelihood(name).refuse_limits(name, part)
+        for name in self.config.physics:
+            disc_start(self, name, target)
         network_start(self, target, shared=self.config.shared)
 
     @torch.no_grad()
@@ -291,7 +338,8 @@ class _Module(AbstractModel):
         found: dict[str, dict[str, nn.Parameter]] = {}
         for name, parameter in self.named_parameters():
             found.setdefault(name.split(".")[0], {})[name] = parameter
-        return tuple(Group(kind, some, QUICK if kind == "likelihoods" else 1.0) for kind, some in found.items())
+        quick = ("likelihoods", "discs")
+        return tuple(Group(kind, some, QUICK if kind in quick else 1.0) for kind, some in found.items())
 
     def answers(self, readable: frozenset[str], producible: frozenset[str]) -> bool:
         return readable | producible <= set(self.schema.names) and bool(producible)
@@ -300,7 +348,7 @@ class _Module(AbstractModel):
         """What every modality says of all latents, and which of them saw anything, (M, B)."""
         shifts, precisions, seen = [], [], []
         for name, part in context.parts.items():
-            cells, columns = flat(part), self.columns[name].to(part.value.device)
+            cells, columns = flat(part), self.layout.read(name).to(part.value.device)
             value, known = self._likelihood(name).pseudo(cells)
             wide = cells.seen.repeat_interleave(self._likelihood(name).functions, -1)
             shift, precision = self.encoders[slot(name)](value, known, wide)
@@ -314,17 +362,9 @@ class _Module(AbstractModel):
     def views(self) -> dict[str, _View]:
         """What every modality makes of the latents."""
         return {
-            name: _View(columns, self.decoders[slot(name)], self._likelihood(name))
-            for name, columns in self.columns.items()
+            name: _View(self.layout.used(name), self.decoders[slot(name)], self._likelihood(name))
+            for name in self.schema.names
         }
-
-    def block_columns(self) -> dict[str, Tensor]:
-        """Latents of each block."""
-        found, begin = {}, 0
-        for block, spec in self.blocks.items():
-            found[block] = torch.arange(begin, begin + spec.size)
-            begin += spec.size
-        return found
 
     def _likelihood(self, name: str) -> AbstractLikelihood:
         return self.likelihoods[slot(name)]  # type: ignore[return-value]
@@ -333,11 +373,3 @@ class _Module(AbstractModel):
 def _drawn(q: DiagonalLatent | GaussianLatent) -> Tensor:
     """One draw (B, Q), from torch's generator."""
     return q.draw(torch.randn(1, *q.mean.shape).to(q.mean))[0]
-
-
-def _one_set(fusion: Fusion, seen: Tensor) -> Tensor:
-    """For each object one of the sets that the fusion averages, drawn by its weight, (M, B)."""
-    members, weight = sets_of_experts(fusion, seen)
-    edges = weight.cumsum(0)[:-1]
-    which = (torch.rand(seen.shape[1]).to(edges) >= edges).sum(0)
-    return members[which, :, torch.arange(seen.shape[1], device=seen.device)].mT

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from consilience.blocks.fusion import AbstractExperts, FullExperts
-from consilience.blocks.posteriors import GaussianLatent
+from consilience.blocks.posteriors import DiagonalLatent, GaussianLatent
 from consilience.data.masking import conceal
 from consilience.data.observations import Observations
 from consilience.data.schema import Schema
 from consilience.models.base import slot
 from consilience.models.common_start import Look, Start, common_start
 from consilience.models.latent import Decodes, flat
+from consilience.models.layout import Layout
 
 __all__ = ["network_start", "placed"]
 
@@ -28,7 +29,7 @@ RATE, LONGEST = 5e-3, 100.0  # their learning rate, and the norm of a slope
 
 class _Startable(Protocol):
     schema: Schema
-    columns: Mapping[str, Tensor]
+    layout: Layout
     size: int
     encoders: nn.ModuleDict
     decoders: nn.ModuleDict
@@ -36,6 +37,8 @@ class _Startable(Protocol):
     def experts(self, context: Observations) -> tuple[AbstractExperts, Tensor]: ...
 
     def views(self) -> Mapping[str, Decodes]: ...
+
+    def completed(self, z: Tensor, q: DiagonalLatent | GaussianLatent) -> Tensor: ...
 
 
 @torch.no_grad()
@@ -71,11 +74,11 @@ def _near_factors(model: _Startable, target: Observations, *, shared: int) -> No
         likelihood = views[name].likelihood
         looks[name] = Look.of(likelihood, flat(part))
         coarse[name] = looks[name].coarse(model.schema[name].shape, likelihood.functions, COARSE)
-    sizes = {name: len(columns) for name, columns in model.columns.items()}
+    sizes = {name: len(model.layout.factors(name)) for name in model.schema.names}
     shifts, precisions = [], []
     for name, found in common_start(coarse, sizes, shared, linear=set(looks)).items():
         _begin(model, name, found if coarse[name] is looks[name] else looks[name].alone(0))
-        c, look, columns = found.loadings, coarse[name], model.columns[name].to(found.loadings.device)
+        c, look, columns = found.loadings, coarse[name], model.layout.factors(name).to(found.loadings.device)
         weight = torch.where(look.seen, 1 / (found.noise + look.known), 0.0)
         outer = (c[:, :, None] * c[:, None, :]).flatten(1)
         shifts.append(placed((weight * (look.value - found.offset)) @ c, columns, model.size))
@@ -101,10 +104,10 @@ def _towards(model: _Startable, q: GaussianLatent, target: Observations) -> None
         for number, (name, view) in enumerate(model.views().items()):
             alone = torch.zeros_like(seen)
             alone[number] = seen[number]
-            columns = view.columns.to(z.device)
-            own = z[:, columns]
+            columns, single = model.layout.factors(name).to(z.device), experts.product(alone)
+            own = model.completed(z, single)[:, view.columns.to(z.device)]
             drawn = view.likelihood.expected(flat(some.parts[name]), *view.moments(own)).sum(-1)
-            read = experts.product(alone).block(columns).log_prob(own)
+            read = single.block(columns).log_prob(z[:, columns])
             loss = loss - torch.where(seen[number], drawn + read, 0.0).mean()
         for group in optimiser.param_groups:
             group["lr"] = RATE * (1 - step / STEPS)

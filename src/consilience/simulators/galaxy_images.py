@@ -15,19 +15,17 @@ sampling limits compact sources. What remains is the period, twice the image: li
 - M = e^{-x} (1 + x + x² / 3) with x = α k: a Moffat profile of β = 7/2, α = FWHM / 2 (2^{1/β} - 1)^{-1/2}.
 
 References:
-    Sérsic 1968; Ciotti & Bertin 1999, A&A 352, 447; Moffat 1969, A&A 3, 455; Hamilton 2000, MNRAS 312, 257 (FFTLog).
+    Sérsic 1968; Ciotti & Bertin 1999, A&A 352, 447; Moffat 1969, A&A 3, 455.
 """
 
 from dataclasses import dataclass, fields
-from functools import cache
 
 import numpy as np
-from scipy.fft import fht
-from scipy.special import gammainc, gammaincinv
 
+from consilience.data.sersic import enclosed, scale, transform
 from consilience.typing import BoolArray, FloatArray, IntArray
 
-__all__ = ["PIXEL", "Sources", "enclosed", "half_light_radius", "images"]
+__all__ = ["PIXEL", "Sources", "half_light_radius", "images"]
 
 PIXEL = 0.262  # arcsec, of the Legacy Surveys' images (Dey et al. 2019, AJ 157, 168)
 EXPONENTIAL, DE_VAUCOULEURS = 1, 4
@@ -99,16 +97,6 @@ def images(sources: Sources, seeing: FloatArray, pixels: int) -> FloatArray:
     return found
 
 
-def enclosed(radius: FloatArray, index: int) -> FloatArray:
-    """Share of a Sérsic profile's light within so many half-light radii.
-
-    Example:
-        >>> enclosed(np.array([1.0]), 4).round(6).tolist()
-        [0.5]
-    """
-    return gammainc(2 * index, _scale(index) * radius ** (1 / index))
-
-
 def half_light_radius(disc: FloatArray, bulge: FloatArray, share: FloatArray) -> FloatArray:
     """Radius that holds half the light of an exponential disc and a de Vaucouleurs bulge, seen face-on, shape (N,).
 
@@ -120,14 +108,10 @@ def half_light_radius(disc: FloatArray, bulge: FloatArray, share: FloatArray) ->
     low, high = np.minimum(disc, bulge), np.maximum(disc, bulge)
     for _ in range(50):
         middle = 0.5 * (low + high)
-        light = share * enclosed(middle / bulge, DE_VAUCOULEURS) + (1 - share) * enclosed(middle / disc, EXPONENTIAL)
+        inner, outer = enclosed(middle / bulge, DE_VAUCOULEURS), enclosed(middle / disc, EXPONENTIAL)
+        light = share * inner + (1 - share) * outer
         low, high = np.where(light < 0.5, middle, low), np.where(light < 0.5, high, middle)
     return 0.5 * (low + high)
-
-
-def _scale(index: int) -> float:
-    """b_n, where half the light lies within the half-light radius."""
-    return float(gammaincinv(2 * index, 0.5))
 
 
 def _moffat(k_fwhm: FloatArray) -> FloatArray:
@@ -138,19 +122,7 @@ def _moffat(k_fwhm: FloatArray) -> FloatArray:
 def _transform(index: int, k2: FloatArray) -> FloatArray:
     """T_n at squared wave numbers times R²."""
     if index == EXPONENTIAL:
-        rise = 1 + k2 / _scale(index) ** 2
+        rise = 1 + k2 / scale(index) ** 2
         return 1 / (rise * np.sqrt(rise))
-    return np.interp(k2, *_table(index))
-
-
-@cache
-def _table(index: int) -> tuple[FloatArray, FloatArray]:
-    r"""k² and :math:`2π \int I(r) J_0(k r)\, r\, dr` of the round profile with unit flux and half-light radius."""
-    log_r = np.linspace(-18.0, 14.0, 8192)
-    r, step = np.exp(log_r), log_r[1] - log_r[0]
-    profile = np.exp(-_scale(index) * r ** (1 / index))
-    profile /= 2 * np.pi * np.sum(profile * r**2) * step
-    k = np.exp(log_r - log_r[0] - log_r[-1])
-    transform = 2 * np.pi * np.asarray(fht(profile * r, step, 0.0)) / k
-    inside = (k > 1e-3) & (k < 1e4)  # it wraps round at both ends; below, all is 1 to 2e-6
-    return k[inside] ** 2, transform[inside]
+    k, found = transform(index)
+    return np.interp(k2, k**2, found)

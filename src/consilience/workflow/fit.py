@@ -87,6 +87,7 @@ def fit(
         if config.checkpoint is not None and members > 1:
             mine = mine.model_copy(update={"checkpoint": str(Path(config.checkpoint) / f"member-{member}")})
         model = family.build(kept.schema, len(kept), mine.seed)
+        model.in_units(scaler)
         histories.append(run_training(model, data, held_scaled, family, mine, resume=resume is not None))
         models.append(model.eval())
     provenance = _provenance(family, kept, held, config, time.time() - begun)

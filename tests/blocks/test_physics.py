@@ -1,0 +1,126 @@
+"""Discs against the simulator's images, which are made in other ways, and what fits them."""
+
+import numpy as np
+import pytest
+import torch
+
+from consilience.blocks.encoders import Architecture
+from consilience.blocks.physics import Disc, PhysicsDecoder, Profile
+from consilience.data.observations import Observations
+from consilience.data.scaling import Scaler
+from consilience.data.schema import ModalitySpec, Schema
+from consilience.simulators.galaxy_images import PIXEL, Sources, images
+
+SIDE = 32
+R, Q, ANGLE, SEEING = np.array([2.0, 5.0, 3.0]), np.array([0.9, 0.3, 0.6]), np.array([0.2, 1.4, 2.7]), 4.6
+FLUX = np.array([[3.0, 5.0, 9.0], [20.0, 40.0, 70.0], [1.0, 1.0, 1.0]])
+CENTRE = np.array([[0.0, 0.0], [0.4, -0.3], [-1.0, 2.0]])
+
+
+def truth(index):
+    which = np.arange(3)
+    sources = Sources(which, np.full(3, index), FLUX, PIXEL * R, Q, ANGLE, PIXEL * CENTRE)
+    return images(sources, np.full(3, PIXEL * SEEING), SIDE)
+
+
+def standardised(disc, **t):
+    """u of parameters that are given by name, (3, P)."""
+    found = torch.zeros(3, disc.size, dtype=torch.float64)
+    for column, name in enumerate(disc.names):
+        value = torch.as_tensor(t[name], dtype=torch.float64).expand(3)
+        found[:, column] = (value - disc.location[column].detach()) / disc.log_width[column].detach().exp()
+    return found
+
+
+def parameters():
+    e = 1 - Q
+    return {
+        "log_flux": np.log(FLUX[:, 1]), "colour_0": np.log(FLUX[:, 0] / FLUX[:, 1]),
+        "colour_2": np.log(FLUX[:, 2] / FLUX[:, 1]), "log_radius": np.log(R), "log_seeing": np.log(SEEING),
+        "v_1": np.arctanh(e) * np.cos(2 * ANGLE), "v_2": np.arctanh(e) * np.sin(2 * ANGLE),
+        "column": CENTRE[:, 0], "row": CENTRE[:, 1],
+    }  # fmt: skip
+
+
+def test_exponential_discs_are_those_of_the_simulator():
+    disc = Disc((3, SIDE, SIDE), Profile(seeing=4.0)).double()
+    u = standardised(disc, **parameters())
+    with torch.no_grad():
+        found, said = disc.flux(u).numpy(), {name: value.numpy() for name, value in disc.physical(u).items()}
+    expected = truth(1)
+    assert np.abs(found - expected).max() < 1e-5 * expected.max()
+    np.testing.assert_allclose(said["half_light_radius"], R)
+    np.testing.assert_allclose(said["axis_ratio"], Q, rtol=1e-6)
+    np.testing.assert_allclose(np.arctan2(said["e_sin2"], said["e_cos2"]) % (2 * np.pi), 2 * ANGLE % (2 * np.pi))
+    np.testing.assert_allclose(said["seeing"], SEEING)
+    for band in range(3):
+        np.testing.assert_allclose(said[f"flux_{band}"], FLUX[:, band])
+
+
+@pytest.mark.parametrize("index", [1, 4])
+def test_sersic_profiles_are_those_of_the_simulator(index):
+    disc = Disc((3, SIDE, SIDE), Profile(law="sersic", seeing=4.0)).double()
+    share = np.log(index / 0.5) / np.log(6.0 / 0.5)
+    u = standardised(disc, index=np.log(share / (1 - share)), **parameters())
+    with torch.no_grad():
+        found = disc.flux(u).numpy()
+        np.testing.assert_allclose(disc.physical(u)["index"].numpy(), index)
+    expected = truth(index)
+    for one, other in zip(found, expected, strict=True):
+        assert np.abs(one - other).max() < 1e-3 * other.max()
+
+
+def test_slopes_are_those_of_differences_for_round_discs_too():
+    disc = Disc((8, 8), Profile(law="sersic", seeing=2.0)).double()
+    u = torch.randn(3, disc.size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert torch.autograd.gradcheck(disc.flux, (u.requires_grad_(),), atol=1e-5)
+    u = torch.zeros(1, disc.size, dtype=torch.float64, requires_grad=True)
+    disc.flux(u).square().sum().backward()
+    assert torch.isfinite(u.grad).all()
+
+
+@pytest.mark.parametrize("scale", ["asinh", "standard", "none"])
+def test_cells_are_in_units_of_the_model(scale):
+    spec = ModalitySpec(name="image", shape=(3, SIDE, SIDE), scale=scale)
+    obs = Observations.from_arrays(Schema(modalities=(spec,)), {"image": truth(1)})
+    scaler = Scaler.fit(obs)
+    disc = Disc(spec.shape, Profile(seeing=4.0), asinh=scale == "asinh").double()
+    disc.in_units(scaler.transforms["image"])
+    u = standardised(disc, **parameters())
+    scaled = scaler.forward(obs).parts["image"].value.reshape(3, -1)
+    with torch.no_grad():
+        np.testing.assert_allclose(disc(u).numpy(), scaled, atol=1e-4)
+        np.testing.assert_allclose(disc.linear(torch.as_tensor(scaled)).numpy(), truth(1).reshape(3, -1), atol=1e-5)
+
+
+def test_it_begins_at_the_typical_disc_whatever_is_missing():
+    rng = np.random.default_rng(0)
+    n, radius, seeing = 60, 3.0, 4.6
+    flux = np.exp(rng.normal(3.0, 0.7, (n, 1)) + [-0.5, 0.0, 0.4] + 0.1 * rng.standard_normal((n, 3)))
+    q, angle = rng.uniform(0.5, 1, n), rng.uniform(0, np.pi, n)
+    sources = Sources(np.arange(n), np.ones(n, int), flux, np.full(n, PIXEL * radius), q, angle, np.zeros((n, 2)))
+    x = torch.as_tensor(images(sources, np.full(n, PIXEL * seeing), SIDE)).reshape(n, -1).double()
+    x = x + 0.02 * torch.as_tensor(rng.standard_normal(x.shape))
+    seen = torch.as_tensor(rng.random(x.shape) > 0.2)
+    disc = Disc((3, SIDE, SIDE), Profile(seeing=4.6)).double()
+    disc.begin(torch.where(seen, x, 1e3), seen)
+    found = dict(zip(disc.names, disc.location.tolist(), strict=True))
+    assert found["log_flux"] == pytest.approx(np.median(np.log(flux[:, 1])), abs=0.2)
+    assert found["colour_0"] == pytest.approx(-0.5, abs=0.1)
+    assert found["colour_2"] == pytest.approx(0.4, abs=0.1)
+    assert radius * 0.6 < np.exp(found["log_radius"]) < radius * 1.1  # inclined ones are smaller on the minor axis
+    width = dict(zip(disc.names, disc.log_width.exp().tolist(), strict=True))
+    assert width["log_flux"] == pytest.approx(0.7, rel=0.3)
+    assert (found["v_1"], found["v_2"]) == (0.0, 0.0)
+
+
+def test_the_decoder_is_its_disc_before_anything_is_learned_and_takes_an_offset():
+    decoder = PhysicsDecoder(2, Architecture("conv", (2, 16, 16), 1, 8, 4), Profile(), asinh=False)
+    z = torch.randn(4, 2 + decoder.disc.size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        plain = decoder.disc(z[:, 2:]) + decoder.rest(z[:, :2])
+        torch.testing.assert_close(decoder(z), plain)
+        offset = torch.randn(512, generator=torch.Generator().manual_seed(1))
+        decoder.begin(offset)
+        typical = decoder.disc(torch.zeros(1, decoder.disc.size))[0] + decoder.rest.offset
+        torch.testing.assert_close(typical, offset)
