@@ -5,6 +5,7 @@ from consilience.analysis.baselines import BoostedTrees, MeanBaseline, RidgePCA
 from consilience.analysis.calibration import Bands, Calibration, calibration
 from consilience.analysis.comparison import Comparison, compare
 from consilience.analysis.contributions import Contributions, contributions
+from consilience.analysis.discs import Discs, discs
 from consilience.analysis.imputation import Imputation, imputation
 from consilience.analysis.information import BlockInformation, block_information, ksg
 from consilience.analysis.outliers import Outliers, outliers
@@ -19,6 +20,7 @@ __all__ = [
     "Calibration",
     "Comparison",
     "Contributions",
+    "Discs",
     "Imputation",
     "MeanBaseline",
     "Outliers",
@@ -29,6 +31,7 @@ __all__ = [
     "calibration",
     "compare",
     "contributions",
+    "discs",
     "imputation",
     "ksg",
     "outliers",

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal, NamedTuple, Protocol, Self, runtime_checka
 from torch import Tensor, nn
 
 from consilience.blocks.noise import Noise
+from consilience.blocks.physics import Disc
 from consilience.data.masking import Policy
 from consilience.data.observations import Observations
 from consilience.data.scaling import Scaler
@@ -23,6 +24,7 @@ __all__ = [
     "Global",
     "Group",
     "HasDensity",
+    "HasDiscs",
     "HasLatent",
     "LatentPosterior",
     "PerObject",
@@ -126,6 +128,15 @@ class HasLatent(Protocol):
 
     def latent(self, method: str = "default") -> Mapping[str, LatentPosterior]:
         """The posterior of each block."""
+        ...
+
+
+@runtime_checkable
+class HasDiscs(Protocol):
+    """A model with physics decoders."""
+
+    def discs_of(self) -> Mapping[str, Disc]:
+        """The disc of every modality that has one."""
         ...
 
 

@@ -26,6 +26,7 @@ References:
     | CLUB: a contrastive log-ratio upper bound of mutual information (Cheng et al., 2020)
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import ClassVar, Literal
@@ -47,7 +48,7 @@ from consilience.blocks.fusion import (
 from consilience.blocks.information import Parts, kl_parts
 from consilience.blocks.likelihood_base import AbstractLikelihood
 from consilience.blocks.likelihoods import build_likelihood
-from consilience.blocks.physics import PhysicsDecoder, Profile
+from consilience.blocks.physics import Disc, PhysicsDecoder, Profile
 from consilience.blocks.posteriors import DiagonalLatent, GaussianLatent, MixtureLatent
 from consilience.data.masking import HidePatterns, Policy
 from consilience.data.observations import Observations
@@ -267,6 +268,11 @@ class _Module(AbstractModel):
         everyone = torch.ones(len(z), dtype=torch.bool, device=z.device)
         return {term: PerObject(value, everyone) for term, value in values.items()}
 
+    def discs_of(self) -> Mapping[str, Disc]:
+        """The disc of every image that has one."""
+        decoders = {name: self.decoders[slot(name)] for name in self.config.physics}
+        return {name: decoder.disc for name, decoder in decoders.items() if isinstance(decoder, PhysicsDecoder)}
+
     def disc_terms(self, name: str, alone: Observations) -> dict[str, Term]:
         """The bound of one modality that is nothing but its disc, of rows of that modality alone."""
         experts, seen = self.experts(alone)
@@ -312,9 +318,8 @@ class _Module(AbstractModel):
         return MixtureLatent(weight.to(means), means, stds)
 
     def in_units(self, scaler: Scaler) -> None:
-        for name in self.config.physics:
-            decoder: PhysicsDecoder = self.decoders[slot(name)]  # type: ignore[assignment]
-            decoder.disc.in_units(scaler.transforms[name])
+        for name, disc in self.discs_of().items():
+            disc.in_units(scaler.transforms[name])
 
     @torch.no_grad()
     def start(self, target: Observations) -> None:

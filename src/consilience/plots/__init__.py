@@ -3,6 +3,7 @@
 from consilience.plots.checks import CoverageBand, calibration, predicted_vs_true
 from consilience.plots.corner import corner
 from consilience.plots.curves import Profile, Trend, history, methods, profiles, trends
+from consilience.plots.images import compared_images
 from consilience.plots.maps import latent_map, outlier_map
 from consilience.plots.spectrum import spectrum
 from consilience.plots.style import Figure, Labels, png, svg, with_unit
@@ -16,6 +17,7 @@ __all__ = [
     "Track",
     "Trend",
     "calibration",
+    "compared_images",
     "corner",
     "history",
     "latent_map",
