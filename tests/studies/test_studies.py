@@ -10,14 +10,20 @@ from astropy.table import Table
 from typer.testing import CliRunner
 
 from consilience.cli import app
+from consilience.data.schema import validated
 from consilience.errors import DataError, RequestError, SchemaError
+from consilience.simulators.galaxies import galaxies
 from consilience.simulators.quasar_spectra import GRID
 from consilience.studies import quasars_hst, runner
 from consilience.studies.fly import heading_error
+from consilience.studies.galaxy_discs import least_squares
+from consilience.studies.galaxy_fits import Settings
+from consilience.studies.galaxy_sweeps import _rows, variations
 from consilience.studies.hyperspectral import _predicted
 from consilience.studies.linear import mean_spectrum, principal_components
 from consilience.studies.quasar_trends import CIV, HBETA, equivalent_width, half_width
-from consilience.studies.quasars_sdss import Settings, _hidden, _normalised
+from consilience.studies.quasars_sdss import Settings as SdssSettings
+from consilience.studies.quasars_sdss import _hidden, _normalised
 from consilience.studies.rat import _stretches
 from consilience.studies.read_outs import ReadOut, explained
 from consilience.studies.regressions import luminosity_line, ridge
@@ -182,7 +188,7 @@ def spectra(rows=150, pixels=30):
 def test_linear_predictions_of_hidden_pixels_hold():
     table = spectra()
     train, test = table[:120], table[120:]
-    size = Settings(start=1280.0, stop=3000.0, pixels=30, train=0.5, gap=0.3, single=0.1)
+    size = SdssSettings(start=1280.0, stop=3000.0, pixels=30, train=0.5, gap=0.3, single=0.1)
     hidden = _hidden(test, size, np.random.default_rng(0))
     assert hidden.any(axis=1).all()
     assert not (hidden & ~test.parts["spectrum"].seen).any()
@@ -359,9 +365,68 @@ def test_galaxies(tmp_path):
     assert {"mse_image_vae_image", "mse_spectrum_dmvae", "cross_mse_image_dmvae_club"} <= set(numbers)
     assert "mse_spectrum_vae_image" not in numbers
     kept = json.loads((tmp_path / "kept.json").read_text())
-    assert len(kept["parts"]) == 8
-    for name in ("labels", "shares", "information"):
+    assert len(kept["parts"]) == 9
+    assert np.isfinite([numbers["physics_share"], numbers["r2_invisible_private_spectrum"]]).all()
+    assert {"r2_dmvae_club_physics_age", "cross_mse_image_dmvae_club_physics"} <= set(numbers)
+    for name in ("labels", "shares", "information", "discs"):
         assert (tmp_path / f"{name}.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("size", "names"),
+    [
+        ("grid", ["shared_2_private_2", "shared_2_private_2_club"]),
+        ("missing", ["rows_all", "rows_half", "rows_complete"]),
+    ],
+)
+def test_galaxies_in_many_ways(tmp_path, size, names):
+    numbers, _ = ran(tmp_path, "galaxies", "--size", size)
+    for name in names:
+        keys = ("r2_log_mass", "mse_image", "cross_mse_spectrum", "ksg_private_shared", "r2_private_private")
+        assert np.isfinite([numbers[f"{key}_{name}"] for key in keys]).all()
+    assert sum(key.startswith("r2_age_") for key in numbers) == len(names)
+    assert (tmp_path / "drawn.png").stat().st_size > 1000
+
+
+def test_every_experiment_varies_what_it_says():
+    found = {}
+    for size in ("grid", "frontier", "rates"):
+        config = runner.configuration("galaxies", size=size)
+        settings = validated(Settings, config.study, where="[study]")
+        found[size] = {one.name: one for one in variations(settings, config.config.family)}
+    assert len(found["grid"]) == 18
+    assert found["grid"]["shared_4_private_48_club"].family.private == {"image": 48, "spectrum": 48}
+    assert [one.family.club for one in found["frontier"].values()] == [False, *[True] * 6]
+    assert found["frontier"]["weight_30"].weights["mi/*"].stop == 30
+    assert {one.rate for one in found["rates"].values()} == {3e-4, 1e-3, 3e-3}
+    with pytest.raises(SchemaError, match="values of 'blocks'"):
+        variations(settings.model_copy(update={"experiment": "grid"}), config.config.family)
+
+
+def test_discs_of_galaxies(tmp_path):
+    numbers, _ = ran(tmp_path, "galaxies", "--size", "discs")
+    for which in ("", "_same_rows", "_least_squares"):
+        assert np.isfinite([numbers[f"r2_{name}{which}"] for name in ("radius", "axis_ratio", "angle")]).all()
+    assert numbers["physics_share_min"] == numbers["physics_share"]
+
+
+def test_half_of_the_rows_lack_a_modality():
+    table = galaxies(40, seed=0, bins=16, pixels=8)
+    half, complete = (_rows(table, which, seed=0) for which in ("half", "complete"))
+    lacks = [~half.parts[name].seen.reshape(40, -1).any(axis=1) for name in ("image", "spectrum")]
+    assert not (lacks[0] & lacks[1]).any()
+    assert 10 < (lacks[0] | lacks[1]).sum() < 30
+    assert complete.ids.tolist() == table.ids[~(lacks[0] | lacks[1])].tolist()
+
+
+def test_least_squares_finds_the_discs():
+    table = galaxies(12, seed=0, bins=16, pixels=40, components="single", image_snr=300.0)
+    found, cells = least_squares(table), [cell.name for cell in table.schema["true_structure"].cells]
+    true = dict(zip(cells, table.parts["true_structure"].value.T, strict=True))
+    assert explained(np.log(true["half_light_radius"]), np.log(found["radius"])) > 0.97
+    assert explained(true["axis_ratio"], found["axis_ratio"]) > 0.95
+    turned = np.cos(2 * found["angle"] - np.arctan2(true["e_sin2"], true["e_cos2"]))
+    assert (turned[1 - true["axis_ratio"] > 0.2] > 0.98).all()
 
 
 def test_a_study_that_was_stopped_goes_on(tmp_path):

@@ -1,40 +1,35 @@
 """Simulated galaxies in images and spectra: what each model makes of them, and what its latents know of the stars."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from astropy.table import Table
-from pydantic import Field
 
 from consilience import plots
-from consilience.analysis.contributions import contributions
+from consilience.analysis.contributions import Contributions, contributions
+from consilience.analysis.discs import discs
 from consilience.analysis.information import block_information
 from consilience.analysis.reading import blocks_of, read
-from consilience.blocks.encoders import Kind
+from consilience.analysis.scores import r_squared
 from consilience.data.observations import Observations
-from consilience.data.schema import Frozen, validated
+from consilience.data.schema import ModalitySpec, validated
 from consilience.errors import SchemaError
-from consilience.models.base import AbstractFamily
 from consilience.models.disentangled_vae import DisentangledVAE
-from consilience.models.regression import Regression
-from consilience.models.vae import VAE
 from consilience.predict.fitted import Fitted
 from consilience.simulators.galaxies import galaxies
+from consilience.studies.galaxy_discs import run_discs
+from consilience.studies.galaxy_fits import READ, Settings, Split, scores
+from consilience.studies.galaxy_sweeps import run_sweep
 from consilience.studies.kept import Kept
 from consilience.studies.runner import Results, StudyConfig
-from consilience.train.config import TrainConfig
-from consilience.train.weights import Weight
 from consilience.typing import FloatArray
-from consilience.workflow.fit import fit
 
-__all__ = ["Settings", "run"]
+__all__ = ["run"]
 
-READ = ("image", "spectrum")
 MODELS = (
     "trees", "regression_image", "regression_spectrum", "regression_both", "vae_image", "vae_spectrum", "dmvae",
-    "dmvae_club",
+    "dmvae_club", "dmvae_club_physics",
 )  # fmt: skip
 PAIRS = (  # the first should be above the second
     ("regression_both", "regression_image"),
@@ -42,30 +37,15 @@ PAIRS = (  # the first should be above the second
     ("dmvae", "vae_image"),
     ("dmvae", "vae_spectrum"),
     ("dmvae_club", "dmvae"),
+    ("dmvae_club_physics", "dmvae_club"),
 )
 SCORES = ("mse", "excess", "cross_mse", "cross_excess", "cross_one_mse")
 RESAMPLED = 1000  # bootstraps of test rows
-DRAWS = 8  # whose mean is compared with what the model saw
-CHUNK = 32  # rows of which draws are held
-COMPONENTS = 40  # principal components of each modality that the trees read
-
-
-class Settings(Frozen):
-    """Size of the survey, of its images and spectra, and what is measured."""
-
-    galaxies: int = Field(ge=60)
-    pixels: int = Field(ge=8)
-    bins: int = Field(ge=16)
-    train: float = Field(gt=0, lt=1)  # share of the galaxies, with those by which training stops
-    seeds: int = Field(ge=1)  # of split and training
-    crossed: int = Field(ge=2)  # test rows of which one modality is drawn from the other
-    draws: int = Field(ge=2)  # whose mean is compared there
-    workers: int = Field(default=1, ge=1)  # processes that simulate
-    club: dict[str, Weight]  # weights of the terms with CLUB
+INVISIBLE = ("e_cos2", "e_sin2")  # of which nothing but the image tells
 
 
 def run(config: StudyConfig, data: Path | None, *, seed: int, quick: bool, out: Path) -> Results:
-    """Fit every model of every seed to the same survey and compare what they reconstruct, cross-predict and know.
+    """Run one experiment: every model on one survey, or one model in many ways, or discs alone.
 
     Arguments:
         config: A DisentangledVAE, from which the other models take their networks; training and :class:`Settings`.
@@ -78,151 +58,30 @@ def run(config: StudyConfig, data: Path | None, *, seed: int, quick: bool, out: 
     family = config.config.family
     if not isinstance(family, DisentangledVAE):
         raise SchemaError(f"Expected a DisentangledVAE for galaxies; got {type(family).__name__}.")
-    survey = galaxies(size.galaxies, seed=seed, bins=size.bins, pixels=size.pixels, workers=size.workers)
+    single = size.experiment == "discs"
+    looks = {"components": "single", "image_snr": size.image_snr} if single else {}
+    sizes = {"bins": size.bins, "pixels": size.pixels, "workers": size.workers}
+    survey = galaxies(size.galaxies, seed=seed, **sizes, **looks)
     kept = Kept(out, family, config.config.train, size)
+    splits = [
+        Split(size, config.config.train, family, *survey.split(size.train, seed=number), seed, number)
+        for number in range(seed, seed + size.seeds)
+    ]
+    if size.experiment == "models":
+        return _models(splits, kept)
+    return run_discs(splits, kept) if single else run_sweep(splits, kept)
+
+
+def _models(splits: Sequence[Split], kept: Kept) -> Results:
+    """Fit every model of every seed to the same survey and compare what they reconstruct, cross-predict and know."""
     found: dict[str, list[Mapping[str, FloatArray]]] = {name: [] for name in MODELS}
-    for number in range(seed, seed + size.seeds):
-        split = _Split(size, config.config.train, family, *survey.split(size.train, seed=number), seed, number)
+    for split in splits:
         for name in MODELS:
-            found[name].append(kept.part(split.label(name), lambda name=name, split=split: _scores(name, split, kept)))
-    first = _Split(size, config.config.train, family, *survey.split(size.train, seed=seed), seed, seed)
-    return _results(found, first, kept)
+            found[name].append(kept.part(split.label(name), lambda name=name, split=split: scores(name, split, kept)))
+    return _results(found, splits[0], kept)
 
 
-@dataclass(frozen=True, slots=True)
-class _Split:
-    """The survey split by one seed, and how models are made and trained."""
-
-    size: Settings
-    config: TrainConfig
-    family: DisentangledVAE
-    train: Observations
-    test: Observations
-    simulation: int
-    seed: int
-
-    def label(self, name: str) -> str:
-        return f"{name}, simulation {self.simulation}, seed {self.seed}"
-
-    def model(self, name: str, kept: Kept) -> Fitted:
-        """The model of this name, trained or as it was kept."""
-        family, reads = self._family(name)
-        config = self.config.model_copy(update={"seed": self.seed})
-        if name == "dmvae_club":
-            config = config.model_copy(update={"weights": {**config.weights, **self.size.club}})
-        return kept.model(self.label(name), lambda: fit(family, self.train.select(*reads).renumbered(), config))
-
-    def _family(self, name: str) -> tuple[AbstractFamily, tuple[str, ...]]:
-        """Its configuration, and the modalities it is trained on."""
-        own = self.family
-        kind, _, which = name.partition("_")
-        reads = READ if which == "both" or kind == "dmvae" else (which,)
-        hidden, channels = own.hidden, own.channels
-        if kind == "regression":
-            networks: dict[str, Kind] = {m: own.networks[m] for m in reads if m in own.networks}
-            return Regression(target="labels", networks=networks, hidden=hidden, channels=channels), (*reads, "labels")
-        if kind == "vae":
-            both, network = own.shared + own.private.get(which, 0), own.networks.get(which, "dense")
-            return VAE(latent_dim=both, network=network, hidden=hidden, channels=channels), reads
-        return own.model_copy(update={"club": which == "club"}), reads
-
-
-def _scores(name: str, split: _Split, kept: Kept) -> dict[str, FloatArray]:
-    """Squared errors of the labels (N, 6), and what is left of the variance of images and spectra."""
-    truth = split.test.parts["labels"].value
-    found = {"variance": truth.var(axis=0)}
-    if name == "trees":
-        return found | {"squares": (_trees(split) - truth) ** 2}
-    fitted = split.model(name, kept)
-    rows = split.test.select(*fitted.schema.names)
-    if isinstance(fitted.family, Regression):
-        answer = fitted.summarise(rows.hide("labels"), ["labels"], statistics=("mean",), n=DRAWS, seed=split.seed)
-        return found | {"squares": (answer.statistics["labels"]["mean"] - truth) ** 2}
-    x, other = (
-        np.hstack([block.mean for block in blocks_of(fitted, table.select(*fitted.schema.names)).values()])
-        for table in (split.train, split.test)
-    )
-    y = split.train.parts["labels"].value
-    said = np.hstack([read(x, y[:, [cell]], other, seed=split.seed) for cell in range(y.shape[1])])
-    found["squares"] = (said - truth) ** 2
-    for target in fitted.schema.names:
-        scale = _Stretch.of(split.train, target)
-        left = {"": scale.left(fitted, rows, rows, target, DRAWS, split.seed)}
-        if len(fitted.schema.names) > 1:
-            some = rows[: split.size.crossed]
-            given = some.hide(target)
-            left["cross_"] = scale.left(fitted, some, given, target, split.size.draws, split.seed)
-            left["cross_one_"] = scale.left(fitted, some, given, target, 1, split.seed)
-        for which, (mse, excess) in left.items():
-            found |= {f"{which}mse_{target}": np.array(mse), f"{which}excess_{target}": np.array(excess)}
-    return found
-
-
-@dataclass(frozen=True, slots=True)
-class _Stretch:
-    r"""The scale on which pixels are compared, :math:`T(x) = \operatorname{asinh}(x / a)`, and the means there.
-
-    Arguments:
-        unit: a, three times the median error bar: T is linear where there is little but noise.
-        mean: Mean of T(x) of the training rows, of each cell.
-    """
-
-    unit: float
-    mean: FloatArray
-
-    @classmethod
-    def of(cls, rows: Observations, name: str) -> "_Stretch":
-        """Of a modality's training rows."""
-        part = rows.parts[name]
-        assert part.sigma is not None, "a survey's"
-        unit = 3 * float(np.median(part.sigma[part.seen]))
-        count = part.seen.sum(axis=0)
-        total = np.where(part.seen, np.arcsinh(np.where(part.seen, part.value, 0.0) / unit), 0.0).sum(axis=0)
-        return cls(unit, total / np.maximum(count, 1))
-
-    def left(
-        self, fitted: Fitted, rows: Observations, given: Observations, target: str, draws: int, seed: int
-    ) -> tuple[float, float]:
-        """Squared error of the mean of draws over that of the training rows' mean; the same beyond the error bars.
-
-        The latter is what is left where both lose the variance of the noise, which no model can foresee.
-        """
-        part, error, whole, noise = rows.parts[target], 0.0, 0.0, 0.0
-        assert part.sigma is not None, "a survey's"
-        for start in range(0, len(rows), CHUNK):
-            some = slice(start, start + CHUNK)
-            drawn = fitted.sample(given[some], [target], n=draws, seed=seed).values[target]
-            truth = np.arcsinh(part.value[some] / self.unit)
-            mean = np.arcsinh(drawn / self.unit).mean(axis=0)
-            error += float(np.square(truth - mean)[part.seen[some]].sum())
-            whole += float(np.square(truth - self.mean)[part.seen[some]].sum())
-            slope = 1 / np.hypot(part.value[some], self.unit)
-            noise += float(np.square(part.sigma[some] * slope)[part.seen[some]].sum())
-        return error / whole, (error - noise) / (whole - noise)
-
-
-def _trees(split: _Split) -> FloatArray:
-    """Labels of the test rows by boosted trees of principal components of both modalities, (N, 6)."""
-    from sklearn.decomposition import PCA
-    from sklearn.ensemble import HistGradientBoostingRegressor
-
-    inputs: list[tuple[FloatArray, FloatArray]] = []
-    for name in READ:
-        scale = _Stretch.of(split.train, name)
-        both = []
-        for rows in (split.train, split.test):
-            part = rows.parts[name]
-            safe = np.where(part.seen, np.arcsinh(np.where(part.seen, part.value, 0.0) / scale.unit), scale.mean)
-            both.append((safe - scale.mean).reshape(len(rows), -1).astype(np.float32))
-        pca = PCA(min(COMPONENTS, *both[0].shape), random_state=split.seed).fit(both[0])
-        inputs.append((pca.transform(both[0]), pca.transform(both[1])))
-    x, other = (np.hstack(some) for some in zip(*inputs, strict=True))
-    trees = HistGradientBoostingRegressor(early_stopping=True, random_state=split.seed)  # type: ignore[arg-type]
-    y = split.train.parts["labels"].value
-    return np.stack([trees.fit(x, y[:, cell]).predict(other) for cell in range(y.shape[1])], axis=1)
-
-
-def _results(found: Mapping[str, Sequence[Mapping[str, FloatArray]]], split: _Split, kept: Kept) -> Results:
+def _results(found: Mapping[str, Sequence[Mapping[str, FloatArray]]], split: Split, kept: Kept) -> Results:
     labels = [cell.name for cell in split.train.schema["labels"].cells]
     numbers: dict[str, float | int | bool | None] = {"seeds": split.size.seeds, "galaxies": split.size.galaxies}
     rows, r2 = [], {}
@@ -250,6 +109,11 @@ def _results(found: Mapping[str, Sequence[Mapping[str, FloatArray]]], split: _Sp
     shares = contributions(best, split.train, split.test, ["labels"], seed=split.seed)
     shared = block_information(best, split.train, split.test, seed=split.seed)
     numbers["spearman_shapley_shap"] = shares.spearman()
+    train, test = _with_shapes(split.train), _with_shapes(split.test)
+    unseen = contributions(best, train, test, ["shape"], seed=split.seed)
+    numbers |= _invisible(unseen, best, (train, test), split.seed)
+    drawn = discs(split.model("dmvae_club_physics", kept), split.test, "image", seed=split.seed)
+    numbers["physics_share"] = drawn.share
     tables = {
         f"R² of the labels, mean and standard deviation (seeds: {split.size.seeds})": Table(
             rows=rows, names=["model", *labels]
@@ -264,12 +128,14 @@ def _results(found: Mapping[str, Sequence[Mapping[str, FloatArray]]], split: _Sp
         ),
         "R² of every subset of blocks (CLUB, first seed)": shares.table(),
         "Shares of every block": shares.shares(),
+        "R² of the ellipticity of every subset of blocks": unseen.table(),
         "What every two blocks share": shared.table(),
     }
     figures = {
         "labels": plots.methods({"R²": r2}, labels, "dmvae_club", f"mean over seeds ({split.size.seeds})"),
         "shares": shares.figure(),
         "information": shared.figure(),
+        "discs": drawn.figure(),
     }
     return Results(numbers, tables, figures)
 
@@ -284,3 +150,30 @@ def _gain(better: Sequence[Mapping[str, FloatArray]], than: Sequence[Mapping[str
         again.append(np.mean([one[rng.integers(len(one), size=len(one))].mean(axis=0) for one in chosen], axis=0))
     low, high = np.quantile(again, [0.025, 0.975], axis=0)
     return np.stack([np.mean([one.mean(axis=0) for one in each], axis=0), low, high], axis=1)
+
+
+def _with_shapes(rows: Observations) -> Observations:
+    """Images and spectra with the true ellipticity of the disc, which nothing but the image shows."""
+    structure = rows.schema["true_structure"]
+    which = [[cell.name for cell in structure.cells].index(name) for name in INVISIBLE]
+    cells = tuple(structure.cells[column] for column in which)
+    schema = rows.schema.model_copy(update={"modalities": (ModalitySpec(name="shape", cells=cells),)})
+    values = {"shape": rows.parts["true_structure"].value[:, which]}
+    return rows.select(*READ).join(Observations.from_arrays(schema, values, ids=rows.ids))
+
+
+def _invisible(shares: Contributions, fitted: Fitted, rows: Sequence[Observations], seed: int) -> dict[str, float]:
+    """How much ellipticity is credited to the spectrum, which does not show it: R² that should be zero.
+
+    From the spectrum's private block, the largest R² and Shapley value; and the largest that a network reads from all
+    blocks when the image is hidden.
+    """
+    block = shares.blocks.index("private_spectrum")
+    x, other = (np.hstack([one.mean for one in blocks_of(fitted, table, hide=["image"]).values()]) for table in rows)
+    y, truth = (table.parts["shape"].value for table in rows)
+    return {
+        "r2_invisible_private_spectrum": float(shares.r2[1 << block].max()),
+        "shapley_invisible_private_spectrum": float(np.abs(shares.shapley[block]).max()),
+        "r2_invisible_all_blocks": float(shares.r2[-1].min()),
+        "r2_invisible_without_image": float(r_squared(truth, read(x, y, other, seed=seed)).max()),
+    }
