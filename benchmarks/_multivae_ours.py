@@ -14,6 +14,7 @@ from consilience.data.observations import Observations
 from consilience.data.schema import ModalitySpec, Schema
 from consilience.models.base import AbstractModel
 from consilience.models.disentangled_vae import DisentangledVAE
+from consilience.train.loop import adam
 from consilience.train.weights import objective
 
 __all__ = ["built", "stepper"]
@@ -33,7 +34,7 @@ def stepper(given: Mapping[str, np.ndarray], model: AbstractModel, table: Observ
     """What the training loop does in a step: rows, what is hidden of them, terms, gradient, Adam."""
     policy = DisentangledVAE().default_policy
     assert policy is not None, "the family has one"
-    optimiser = torch.optim.Adam(model.parameters(), lr=float(given["rates"][0]))
+    optimiser = adam(model.groups(), float(given["rates"][0]))
 
     def step() -> None:
         target = table[torch.randperm(len(table))[: int(given["batch"])].numpy()]

@@ -88,7 +88,9 @@ class _DenseReader(nn.Module):
         self.rest = Perceptron(hidden, hidden, outputs) if hidden else None
 
     def forward(self, value: Tensor, missing: Tensor) -> Tensor:
-        found = affine(self.seen, value) + affine(self.missing, missing)
+        found = affine(self.seen, value)
+        if bool(missing.any()):  # else it adds zeros
+            found = found + affine(self.missing, missing)
         return found if self.rest is None else self.rest(nn.functional.silu(found))
 
 
@@ -137,9 +139,8 @@ class FactorEncoder(nn.Module):
             known: s², shape (B, D).
             seen: Which of them count, shape (B, D).
         """
-        weight = cell_weights(seen, known)
-        found = self.reader(weight * value, 1 - weight)
-        there = seen.any(-1, keepdim=True)
+        weight, there = cell_weights(seen, known), seen.any(-1, keepdim=True)
+        found = self.reader(weight * value, torch.where(there, 1 - weight, 0.0))
         first, second = found[:, : self.latents], found[:, self.latents :]
         if self.full:
             rows, columns = torch.tril_indices(self.latents, self.latents, device=value.device)

@@ -28,7 +28,7 @@ class AbstractLikelihood(nn.Module, ABC):
 
     @abstractmethod
     def expected(self, part: Modality, mean: Tensor, variance: Tensor) -> Tensor:
-        """E log p(x | f) of each cell, shape (B, D); zero where unseen."""
+        """E log p(x | f) of each cell, (B, D), or (…, B, D) of moments (…, B, D · functions); zero where unseen."""
 
     @abstractmethod
     def log_predictive(self, part: Modality, mean: Tensor, variance: Tensor) -> Tensor:

@@ -238,8 +238,9 @@ class _Module(AbstractModel):
         for name, view in self.views().items():
             cells, several = flat(context.parts[name]), readings[name]
             f = view.decoder(torch.cat([one.z[:, view.columns.to(one.z.device)] for one in several]))
-            for one, some in zip(several, f.chunk(len(several)), strict=True):
-                value = view.likelihood.expected(cells, some, torch.zeros_like(some)).sum(-1)
+            each = f.unflatten(0, (len(several), -1))
+            values = view.likelihood.expected(cells, each, torch.zeros_like(each)).sum(-1)
+            for one, value in zip(several, values, strict=True):
                 found[f"{one.kind}/{name}"] = PerObject(-torch.where(one.counts, value, 0.0), everyone)
         return found
 

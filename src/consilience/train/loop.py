@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from consilience.data.masking import AbstractPolicy
 from consilience.data.observations import Observations
 from consilience.data.streaming import FIELDS, Streamed
 from consilience.errors import RequestError, TrainingError
-from consilience.models.base import AbstractFamily, AbstractModel
+from consilience.models.base import AbstractFamily, AbstractModel, Group
 from consilience.train.balance import balanced, relative_errors
 from consilience.train.checkpoint import (
     Checkpoint,
@@ -29,7 +29,7 @@ from consilience.train.config import Stage, TrainConfig
 from consilience.train.progress import ProgressBar
 from consilience.train.weights import objective, weights_at
 
-__all__ = ["SOME", "History", "train"]
+__all__ = ["SOME", "History", "adam", "train"]
 
 History = list[dict[str, float]]
 SOME = 10_000  # rows of a table on disk that are held in memory for what wants many at once
@@ -120,6 +120,12 @@ def train(
     return run.history
 
 
+def adam(groups: Iterable[Group], rate: float) -> torch.optim.Adam:
+    """Adam over these groups, each with its factor, in one pass over all parameters and moments."""
+    options = [{"params": list(group.parameters.values()), "factor": group.factor} for group in groups]
+    return torch.optim.Adam(options, lr=rate, fused=True)
+
+
 class _StageLoop:
     def __init__(
         self,
@@ -140,9 +146,7 @@ class _StageLoop:
             raise RequestError(f"Expected groups among {known} in stage '{stage.name}'; got {list(stage.groups)}.")
         self.groups = groups
         self.named: Mapping[str, nn.Parameter] = {n: p for g in groups for n, p in g.parameters.items()}
-        self.optimiser = torch.optim.Adam(
-            [{"params": list(g.parameters.values()), "factor": g.factor} for g in groups], lr=config.learning_rate
-        )
+        self.optimiser = adam(groups, config.learning_rate)
         _, self.wrapped_optimiser = fabric.setup(model, self.optimiser)
         model.train(stage.gradient)
         self.schedule = _schedule(table, config.batch_size, _number(config.seed, stage.name))
