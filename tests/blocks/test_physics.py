@@ -5,8 +5,10 @@ import pytest
 import torch
 
 from consilience.blocks.encoders import Architecture
-from consilience.blocks.physics import Disc, PhysicsDecoder, Profile
-from consilience.data.observations import Observations
+from consilience.blocks.likelihoods import Gaussian
+from consilience.blocks.physics import Disc, PhysicsDecoder, Profile, refined
+from consilience.blocks.posteriors import DiagonalLatent
+from consilience.data.observations import Modality, Observations
 from consilience.data.scaling import Scaler
 from consilience.data.schema import ModalitySpec, Schema
 from consilience.simulators.galaxy_images import PIXEL, Sources, images
@@ -124,3 +126,30 @@ def test_the_decoder_is_its_disc_before_anything_is_learned_and_takes_an_offset(
         decoder.begin(offset)
         typical = decoder.disc(torch.zeros(1, decoder.disc.size))[0] + decoder.rest.offset
         torch.testing.assert_close(typical, offset)
+
+
+def test_refinement_finds_the_posterior_from_afar():
+    disc = Disc((3, SIDE, SIDE), Profile(seeing=4.0)).double()
+    likelihood = Gaussian(3 * SIDE**2).double()
+    with torch.no_grad():
+        likelihood.log_noise.fill_(-20.0)
+    rng = np.random.default_rng(0)
+    u = torch.as_tensor(0.7 * rng.standard_normal((40, disc.size)))
+    with torch.no_grad():
+        clean = 30 * disc.flux(u).flatten(1)
+        disc.location[0] += np.log(30)
+    sigma = torch.full_like(clean, 0.05)
+    state = torch.where(torch.as_tensor(rng.random(clean.shape)) < 0.1, 0, 2).to(torch.int8)
+    value = torch.where(state > 0, clean + sigma * torch.as_tensor(rng.standard_normal(clean.shape)), 1e6)
+    part = Modality(value, state, sigma)
+    prior = DiagonalLatent(torch.zeros_like(u), torch.ones_like(u))
+    begin = DiagonalLatent(u + 0.2 * torch.as_tensor(rng.standard_normal(u.shape)), torch.ones_like(u))
+    found = refined(disc, likelihood, part, begin, prior)
+    pull = ((found.mean - u) / found.std).numpy()
+    assert np.abs(np.median(pull, axis=0)).max() < 0.5
+    assert 0.6 < np.mean(np.abs(pull) < 1) < 0.76
+    assert found.std[:, 0].max() < 0.5
+    # of nothing seen it is the prior
+    blind = refined(disc, likelihood, Modality(value, torch.zeros_like(state), sigma), begin, prior)
+    torch.testing.assert_close(blind.mean, prior.mean, atol=1e-8, rtol=0)
+    torch.testing.assert_close(blind.std, prior.std)

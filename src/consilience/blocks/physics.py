@@ -23,6 +23,7 @@ References:
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -31,15 +32,20 @@ from pydantic import PositiveFloat
 from torch import Tensor, nn
 
 from consilience.blocks.encoders import Architecture
+from consilience.blocks.likelihood_base import AbstractLikelihood
+from consilience.blocks.posteriors import DiagonalLatent
+from consilience.data.observations import Modality
 from consilience.data.scaling import CellTransform
 from consilience.data.schema import Frozen
 from consilience.data.sersic import scale, transform
 
-__all__ = ["Disc", "PhysicsDecoder", "Profile"]
+__all__ = ["Disc", "PhysicsDecoder", "Profile", "refined"]
 
 INDICES = (0.5, 6.0)  # of Sérsic's law
 MOFFAT_BETA = 3.5
 TINY = 1e-12
+MISFIT = 0.05  # of the light of a disc, until it is learned
+REFINEMENTS, ROWS = 4, 64  # Gauss-Newton steps, of so many objects at once
 STEPS, RATE = 200, 0.05  # of the fit to the mean image
 WIDTHS = {  # of the population, until it is seen
     "log_flux": 1.0, "colour": 0.3, "log_radius": 0.5, "v": 0.5, "column": 0.3, "row": 0.3, "log_seeing": 0.15,
@@ -85,6 +91,7 @@ class Disc(nn.Module):
     stretch: Tensor
     origin: Tensor
     unit: Tensor
+    pixel: Tensor  # typical flux of a pixel
     rows: Tensor  # wave numbers, (2 H, 1)
     columns: Tensor  # (1, W + 1)
     law: Tensor  # log T of Sérsic profiles
@@ -102,6 +109,8 @@ class Disc(nn.Module):
         self.register_buffer("stretch", torch.ones(cells))  # of the modality's scaling
         self.register_buffer("origin", torch.zeros(cells))
         self.register_buffer("unit", torch.ones(cells))
+        self.register_buffer("pixel", torch.ones(()))
+        self.log_misfit = nn.Parameter(torch.tensor(math.log(MISFIT)))
         row, column = torch.fft.fftfreq(2 * self.sides[0]), torch.fft.rfftfreq(2 * self.sides[1])
         self.register_buffer("rows", 2 * math.pi * row[:, None], persistent=False)
         self.register_buffer("columns", 2 * math.pi * column[None], persistent=False)
@@ -118,6 +127,7 @@ class Disc(nn.Module):
         """Take the scaling of the modality."""
         for own, array in ((self.origin, given.location), (self.unit, given.scale), (self.stretch, given.stretch)):
             own.copy_(torch.as_tensor(np.ravel(array)))
+        self.pixel.copy_((self.stretch if self.asinh else self.unit).mean())
 
     def parameters_at(self, u: Tensor) -> dict[str, Tensor]:
         """t by name at rows of u, each (R,)."""
@@ -161,6 +171,20 @@ class Disc(nn.Module):
         flux = self.flux(u).flatten(1)
         curved = torch.asinh(flux / self.stretch) if self.asinh else flux
         return (curved - self.origin) / self.unit
+
+    def compared(self, part: Modality, u: Tensor) -> tuple[Modality, Tensor]:
+        """Cells and discs (R, D) in linear flux, over that of a typical pixel.
+
+        Error bars are what they were before the modality was stretched, and beside them a learned share of the disc's
+        light: what galaxies are but discs is brighter in brighter ones.
+        """
+        f = self.flux(u).flatten(1) / self.pixel
+        misfit = self.log_misfit.exp() * f.detach()
+        plain = self.origin + self.unit * part.value
+        value = (self.stretch * torch.sinh(plain) if self.asinh else plain) / self.pixel
+        slope = self.unit * (self.stretch * torch.cosh(plain) if self.asinh else torch.ones_like(plain)) / self.pixel
+        sigma = misfit.abs() if part.sigma is None else torch.hypot(part.sigma * slope, misfit)
+        return replace(part, value=value, sigma=sigma), f
 
     def linear(self, cells: Tensor) -> Tensor:
         """Fluxes of cells in model units, (R, C · H · W)."""
@@ -262,6 +286,73 @@ class PhysicsDecoder(nn.Module):
     def begin(self, offset: Tensor) -> None:
         """Take the outputs that are given for the typical disc before anything is learned."""
         self.rest.begin(offset - self.disc(torch.zeros(1, self.disc.size).to(offset))[0])
+
+
+@torch.no_grad()
+def refined(
+    disc: Disc, likelihood: AbstractLikelihood, part: Modality, q: DiagonalLatent, prior: DiagonalLatent
+) -> DiagonalLatent:
+    r"""The posterior of a disc's parameters by Gauss-Newton steps from where an encoder puts them, (B, P).
+
+    .. math:: H = J^\top \mathrm{diag}(w)\, J + \Lambda, \qquad u \leftarrow u + H^{-1}
+              \bigl(J^\top g - \Lambda (u - m)\bigr), \qquad q(u) = N(u, \mathrm{diag}\, H^{-1})
+
+    with J the slopes of the disc's cells in linear flux, g and w those of the likelihood, and N(m, Λ⁻¹) what is known
+    without the image. A step that does not raise the posterior density is not taken.
+
+    Arguments:
+        disc: What is fitted.
+        likelihood: Of the image's cells given the disc.
+        part: Flat cells (B, D).
+        q: Where it begins.
+        prior: Of what is known without the image.
+    """
+    said = []
+    for start in range(0, len(q.mean), ROWS):
+        some = slice(start, start + ROWS)
+        before = DiagonalLatent(prior.mean[some], prior.std[some])
+        said.append(_refined(disc, likelihood, part[some], q.mean[some], before))
+    return DiagonalLatent(*(torch.cat(moments) for moments in zip(*said, strict=True)))
+
+
+def _refined(
+    disc: Disc, likelihood: AbstractLikelihood, part: Modality, u: Tensor, prior: DiagonalLatent
+) -> tuple[Tensor, Tensor]:
+    precision = prior.std.square().reciprocal()
+
+    def density(cells: Modality, f: Tensor, u: Tensor) -> Tensor:
+        known = -0.5 * (precision * (u - prior.mean).square()).sum(-1)
+        return likelihood.expected(cells, f, torch.zeros_like(f)).sum(-1) + known
+
+    covariance = torch.diag_embed(prior.std.square()).double()
+    for _ in range(REFINEMENTS):
+        j = _slopes(disc, u)
+        cells, f = disc.compared(part, u)
+        _, g, h = likelihood.slopes(cells, f, torch.zeros_like(f))
+        w = likelihood.precision(cells, f, h)
+        # sums along rows have the same bits wherever a row stands; products of stacked matrices have not
+        curvature = torch.stack([(column[:, None] * w[:, None] * j).sum(-1) for column in j.unbind(1)], 1)
+        slope = (j * g[:, None]).sum(-1) - precision * (u - prior.mean)
+        covariance = torch.linalg.inv((curvature + torch.diag_embed(precision)).double())
+        step = (covariance * slope.double()[:, None]).sum(-1).to(u)
+        best = density(cells, f, u)
+        for size in (1.0, 0.25):
+            trial = u + size * step
+            value = density(cells, disc.compared(part, trial)[1], trial)
+            taken = (value > best)[:, None]
+            u, best = torch.where(taken, trial, u), torch.maximum(value, best)
+            step = torch.where(taken, 0.0, step)
+    return u, covariance.diagonal(dim1=-2, dim2=-1).sqrt().to(u)
+
+
+def _slopes(disc: Disc, u: Tensor) -> Tensor:
+    """Of cells in linear flux at u (R, P), (R, P, D)."""
+    columns = []
+    for column in range(disc.size):
+        along = torch.zeros_like(u)
+        along[:, column] = 1.0
+        columns.append(torch.func.jvp(disc.flux, (u,), (along,))[1].flatten(1) / disc.pixel)
+    return torch.stack(columns, 1)
 
 
 def _ellipse(v_1: Tensor, v_2: Tensor) -> tuple[Tensor, Tensor, Tensor]:

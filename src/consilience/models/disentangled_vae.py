@@ -48,7 +48,7 @@ from consilience.blocks.fusion import (
 from consilience.blocks.information import Parts, kl_parts
 from consilience.blocks.likelihood_base import AbstractLikelihood
 from consilience.blocks.likelihoods import build_likelihood
-from consilience.blocks.physics import Disc, PhysicsDecoder, Profile
+from consilience.blocks.physics import Disc, PhysicsDecoder, Profile, refined
 from consilience.blocks.posteriors import DiagonalLatent, GaussianLatent, MixtureLatent
 from consilience.data.masking import HidePatterns, Policy
 from consilience.data.observations import Observations
@@ -57,7 +57,7 @@ from consilience.data.schema import ModalitySpec, Schema
 from consilience.errors import SchemaError
 from consilience.models.base import AbstractFamily, AbstractModel, Batch, Group, PerObject, Term, slot
 from consilience.models.disc_start import disc_start
-from consilience.models.latent import LatentConditional, flat
+from consilience.models.latent import Blocks, LatentConditional, flat
 from consilience.models.layout import Layout
 from consilience.models.network_start import network_start, placed
 from consilience.models.separation import Separation
@@ -263,16 +263,15 @@ class _Module(AbstractModel):
     def _disc(self, name: str, q: DiagonalLatent | GaussianLatent, z: Tensor, context: Observations) -> dict[str, Term]:
         """The bound of a modality that is nothing but its disc."""
         columns, likelihood = self.layout.some(f"physics_{name}").to(z.device), self.discs[slot(name)]
-        f = self.decoders[slot(name)].disc(z[:, columns])  # type: ignore[operator]
-        value = likelihood.expected(flat(context.parts[name]), f, torch.zeros_like(f)).sum(-1)  # type: ignore[operator]
+        cells, f = self.discs_of()[name].compared(flat(context.parts[name]), z[:, columns])
+        value = likelihood.expected(cells, f, torch.zeros_like(f)).sum(-1)  # type: ignore[operator]
         values = {f"physics/{name}": -value, f"kl/physics_{name}": q.divergence()[:, columns].sum(-1)}
         everyone = torch.ones(len(z), dtype=torch.bool, device=z.device)
         return {term: PerObject(value, everyone) for term, value in values.items()}
 
     def discs_of(self) -> Mapping[str, Disc]:
         """The disc of every image that has one."""
-        decoders = {name: self.decoders[slot(name)] for name in self.config.physics}
-        return {name: decoder.disc for name, decoder in decoders.items() if isinstance(decoder, PhysicsDecoder)}
+        return {name: self.decoders[slot(name)].disc for name in self.config.physics}  # type: ignore[misc]
 
     def disc_terms(self, name: str, alone: Observations) -> dict[str, Term]:
         """The bound of one modality that is nothing but its disc, of rows of that modality alone."""
@@ -299,8 +298,28 @@ class _Module(AbstractModel):
 
     @torch.no_grad()
     def condition(self, context: Observations) -> LatentConditional:
-        """The posterior of the latents of any subset of cells, by one pass of the encoders."""
-        return LatentConditional(self.views(), None, lambda: self._posterior(context), self.layout.columns())
+        """The posterior of the latents of any subset of cells, by one pass of the encoders; discs then step uphill."""
+        columns = self.layout.columns()
+        if not self.config.physics:
+            return LatentConditional(self.views(), None, lambda: self._posterior(context), columns)
+        encoded = self._posterior(context)
+        return LatentConditional(self.views(), encoded, lambda: self._with_refined_discs(encoded, context), columns)
+
+    @torch.no_grad()
+    def _with_refined_discs(self, q: DiagonalLatent | GaussianLatent | MixtureLatent, context: Observations) -> Blocks:
+        if not isinstance(q, DiagonalLatent):
+            return q
+        experts, seen = self.experts(context)
+        mean, std = q.mean.clone(), q.std.clone()
+        for name, disc in self.discs_of().items():
+            columns = self.layout.some(f"physics_{name}").to(mean.device)
+            others = seen.clone()
+            others[list(context.parts).index(name)] = False
+            prior: DiagonalLatent = experts.product(others).block(columns)  # type: ignore[assignment]
+            likelihood: AbstractLikelihood = self.discs[slot(name)]  # type: ignore[assignment]
+            found = refined(disc, likelihood, flat(context.parts[name]), q.block(columns), prior)
+            mean[:, columns], std[:, columns] = found.mean, found.std
+        return DiagonalLatent(mean, std)
 
     @torch.no_grad()
     def _posterior(self, context: Observations) -> DiagonalLatent | GaussianLatent | MixtureLatent:
@@ -333,7 +352,7 @@ class _Module(AbstractModel):
 
     @torch.no_grad()
     def settle(self, rows: Observations) -> None:
-        """Silence latents of which encoders know next to nothing: their means are small, but tell a probe all."""
+        """Silence latents of which encoders know next to nothing: their means are small, yet tell a probe all."""
         self.heard.fill_(1.0)
         if self.config.posterior == "diagonal":
             q = self._posterior(rows)
