@@ -305,7 +305,7 @@ def test_discs_are_learned():
 
 @pytest.mark.parametrize(
     "options",
-    [{"likelihoods": {"image": "poisson"}}, {"bounds": ("joint",)}, {"posterior": "full"}],
+    [{"likelihoods": {"image": "poisson"}}, {"bounds": ("joint",)}, {"posterior": "full"}, {"fusion": "mixture"}],
 )
 def test_discs_that_cannot_be_are_refused(options):
     with pytest.raises(SchemaError):

@@ -180,11 +180,10 @@ class Disc(nn.Module):
         """
         f = self.flux(u).flatten(1) / self.pixel
         misfit = self.log_misfit.exp() * f.detach()
-        plain = self.origin + self.unit * part.value
-        value = (self.stretch * torch.sinh(plain) if self.asinh else plain) / self.pixel
-        slope = self.unit * (self.stretch * torch.cosh(plain) if self.asinh else torch.ones_like(plain)) / self.pixel
+        value = self.linear(part.value)
+        slope = self.unit * (torch.hypot(value, self.stretch) if self.asinh else 1.0) / self.pixel
         sigma = misfit.abs() if part.sigma is None else torch.hypot(part.sigma * slope, misfit)
-        return replace(part, value=value, sigma=sigma), f
+        return replace(part, value=value / self.pixel, sigma=sigma), f
 
     def linear(self, cells: Tensor) -> Tensor:
         """Fluxes of cells in model units, (R, C · H · W)."""

@@ -4,17 +4,18 @@ from collections.abc import Mapping
 from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from consilience.blocks.physics import PhysicsDecoder
 from consilience.data.observations import Observations
 from consilience.models.base import Term, slot
+from consilience.models.descent import descend
 from consilience.models.latent import flat
 
 __all__ = ["disc_start"]
 
 STEPS, BATCH = 300, 64
-RATE, LONGEST = 3e-3, 100.0  # learning rate, and the norm of a slope
+RATE = 3e-3  # of learning
 
 
 class _WithDiscs(Protocol):
@@ -36,14 +37,10 @@ def disc_start(model: _WithDiscs, name: str, target: Observations) -> None:
     part = flat(alone.parts[name])
     decoder.disc.begin(part.value, part.measured)
     parameters = [*model.encoders[key].parameters(), *decoder.disc.parameters(), *model.discs[key].parameters()]
-    optimiser = torch.optim.Adam(parameters, lr=RATE)
+
+    def loss() -> Tensor:
+        some = alone[torch.randperm(len(target))[:BATCH].numpy()]
+        return torch.stack([term.value.mean() for term in model.disc_terms(name, some).values()]).sum()
+
     with torch.enable_grad():
-        for step in range(STEPS):
-            some = alone[torch.randperm(len(target))[:BATCH].numpy()]
-            loss = torch.stack([term.value.mean() for term in model.disc_terms(name, some).values()]).sum()
-            for group in optimiser.param_groups:
-                group["lr"] = RATE * (1 - step / STEPS)
-            optimiser.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(parameters, LONGEST)
-            optimiser.step()
+        descend(parameters, loss, steps=STEPS, rate=RATE)

@@ -130,10 +130,10 @@ class DisentangledVAE(AbstractFamily):
                 f"Expected a real image (H, W) or (C, H, W) and Gaussian or Student noise for the physics of "
                 f"'{spec.name}'; got kind {spec.kind!r}, scale {spec.scaling!r}, shape {spec.shape} and {likelihood!r}."
             )
-        if "self" not in self.bounds or self.posterior == "full":
+        if "self" not in self.bounds or self.posterior == "full" or self.fusion != "product":
             raise SchemaError(
-                f"Expected the bound 'self' and the diagonal posterior for physics; got {list(self.bounds)} and "
-                f"{self.posterior!r}. Change them, or drop physics."
+                f"Expected the bound 'self', the diagonal posterior and fusion 'product' for physics; got "
+                f"{list(self.bounds)}, {self.posterior!r} and {self.fusion!r}. Change them, or drop physics."
             )
 
 
@@ -301,15 +301,14 @@ class _Module(AbstractModel):
         """The posterior of the latents of any subset of cells, by one pass of the encoders; discs then step uphill."""
         columns = self.layout.columns()
         if not self.config.physics:
-            return LatentConditional(self.views(), None, lambda: self._posterior(context), columns)
-        encoded = self._posterior(context)
-        return LatentConditional(self.views(), encoded, lambda: self._with_refined_discs(encoded, context), columns)
+            return LatentConditional(self.views(), None, lambda: self._posterior(*self.experts(context)), columns)
+        experts, seen = self.experts(context)
+        q = self._posterior(experts, seen)
+        return LatentConditional(self.views(), q, lambda: self._refined(q, experts, seen, context), columns)
 
     @torch.no_grad()
-    def _with_refined_discs(self, q: DiagonalLatent | GaussianLatent | MixtureLatent, context: Observations) -> Blocks:
-        if not isinstance(q, DiagonalLatent):
-            return q
-        experts, seen = self.experts(context)
+    def _refined(self, q: Blocks, experts: AbstractExperts, seen: Tensor, context: Observations) -> DiagonalLatent:
+        assert isinstance(q, DiagonalLatent), "a product of diagonal experts, or discs are refused"
         mean, std = q.mean.clone(), q.std.clone()
         for name, disc in self.discs_of().items():
             columns = self.layout.some(f"physics_{name}").to(mean.device)
@@ -322,8 +321,7 @@ class _Module(AbstractModel):
         return DiagonalLatent(mean, std)
 
     @torch.no_grad()
-    def _posterior(self, context: Observations) -> DiagonalLatent | GaussianLatent | MixtureLatent:
-        experts, seen = self.experts(context)
+    def _posterior(self, experts: AbstractExperts, seen: Tensor) -> DiagonalLatent | GaussianLatent | MixtureLatent:
         if self.config.posterior == "diagonal":
             experts = replace(experts, shift=experts.shift * self.heard, precision=experts.precision * self.heard)
         if self.config.fusion == "product":
@@ -355,7 +353,7 @@ class _Module(AbstractModel):
         """Silence latents of which encoders know next to nothing: their means are small, yet tell a probe all."""
         self.heard.fill_(1.0)
         if self.config.posterior == "diagonal":
-            q = self._posterior(rows)
+            q = self._posterior(*self.experts(rows))
             between, within = q.mean.var(0, correction=0), q.std.square().mean(0)
             self.heard.copy_(between >= LEAST * (between + within))
 

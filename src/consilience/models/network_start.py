@@ -14,6 +14,7 @@ from consilience.data.observations import Observations
 from consilience.data.schema import Schema
 from consilience.models.base import slot
 from consilience.models.common_start import Look, Start, common_start
+from consilience.models.descent import descend
 from consilience.models.latent import Decodes, flat
 from consilience.models.layout import Layout
 
@@ -24,7 +25,7 @@ CELLS = 25_000_000  # that it looks at, at most
 ELEMENTS = 40_000_000  # of matrices by row that it holds
 COARSE = 256  # cells of an image or a spectrum in the factor analysis, about
 STEPS, BATCH = 300, 128  # of the networks
-RATE, LONGEST = 5e-3, 100.0  # their learning rate, and the norm of a slope
+RATE = 5e-3  # their learning rate
 
 
 class _Startable(Protocol):
@@ -91,16 +92,16 @@ def _near_factors(model: _Startable, target: Observations, *, shared: int) -> No
 
 def _towards(model: _Startable, q: GaussianLatent, target: Observations) -> None:
     """Train the networks on draws of the latents of these rows; encoders see any share of the cells."""
-    parameters = [*model.encoders.parameters(), *model.decoders.parameters()]
-    optimiser = torch.optim.Adam(parameters, lr=RATE)
     assert q.factor is not None, "a Gaussian"
-    for step in range(STEPS):
+    mean, factor = q.mean, q.factor
+
+    def loss() -> Tensor:
         rows = torch.randperm(len(target))[:BATCH]
-        some, at = target[rows.numpy()], rows.to(q.mean.device)
+        some, at = target[rows.numpy()], rows.to(mean.device)
         experts, seen = model.experts(_thinned(some))
-        normal = torch.randn(1, len(at), model.size).to(q.mean)
-        z = GaussianLatent(q.mean[at], q.factor[at]).draw(normal)[0].to(experts.shift)
-        loss = z.new_zeros(())
+        normal = torch.randn(1, len(at), model.size).to(mean)
+        z = GaussianLatent(mean[at], factor[at]).draw(normal)[0].to(experts.shift)
+        value = z.new_zeros(())
         for number, (name, view) in enumerate(model.views().items()):
             alone = torch.zeros_like(seen)
             alone[number] = seen[number]
@@ -108,13 +109,10 @@ def _towards(model: _Startable, q: GaussianLatent, target: Observations) -> None
             own = model.completed(z, single)[:, view.columns.to(z.device)]
             drawn = view.likelihood.expected(flat(some.parts[name]), *view.moments(own)).sum(-1)
             read = single.block(columns).log_prob(z[:, columns])
-            loss = loss - torch.where(seen[number], drawn + read, 0.0).mean()
-        for group in optimiser.param_groups:
-            group["lr"] = RATE * (1 - step / STEPS)
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, LONGEST)
-        optimiser.step()
+            value = value - torch.where(seen[number], drawn + read, 0.0).mean()
+        return value
+
+    descend([*model.encoders.parameters(), *model.decoders.parameters()], loss, steps=STEPS, rate=RATE)
 
 
 def _thinned(rows: Observations) -> Observations:
