@@ -6,6 +6,7 @@ from hypothesis import settings
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ import consilience as cs
 from consilience.blocks.physics import Profile
 from consilience.data.observations import Observations, State
 from consilience.data.schema import Grid, ModalitySpec, Schema
-from consilience.models import deep_start, disc_start, network_start
+from consilience.models import deep_start, discs, network_start
 
 ROWS = 48
 
@@ -198,7 +198,7 @@ def fitted(name, *, steps=30, precision="32-true", members=1, seed=0):
         max_steps=steps, batch_size=16, evaluate_every=10, validation=0, precision=precision, seed=seed
     )
     # contracts hold wherever training begins: a short start will do
-    starts = {network_start: 150, deep_start: 60, disc_start: 20}
+    starts = {network_start: 150, deep_start: 60, discs: 20}
     with ExitStack() as short:
         for module, number in starts.items():
             short.enter_context(mock.patch.object(module, "STEPS", number))

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from consilience.blocks.disc_fit import DiscFit
 from consilience.blocks.encoders import Architecture
-from consilience.blocks.likelihoods import Gaussian
-from consilience.blocks.physics import Disc, PhysicsDecoder, Profile, refined
+from consilience.blocks.physics import Disc, PhysicsDecoder, Profile
 from consilience.blocks.posteriors import DiagonalLatent
 from consilience.data.observations import Modality, Observations
 from consilience.data.scaling import Scaler
@@ -81,6 +81,16 @@ def test_slopes_are_those_of_differences_for_round_discs_too():
     assert torch.isfinite(u.grad).all()
 
 
+def test_slopes_of_images_in_several_bands_are_their_gradients():
+    disc = Disc((2, 8, 8), Profile(seeing=2.0)).double()
+    u = torch.randn(3, disc.size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with torch.no_grad():
+        found = disc.slopes(u)
+    for row in range(3):
+        expected = torch.autograd.functional.jacobian(lambda one: disc.flux(one[None])[0], u[row])
+        torch.testing.assert_close(found[row], expected.movedim(-1, 0))
+
+
 @pytest.mark.parametrize("scale", ["asinh", "standard", "none"])
 def test_cells_are_in_units_of_the_model(scale):
     spec = ModalitySpec(name="image", shape=(3, SIDE, SIDE), scale=scale)
@@ -128,28 +138,52 @@ def test_the_decoder_is_its_disc_before_anything_is_learned_and_takes_an_offset(
         torch.testing.assert_close(typical, offset)
 
 
-def test_refinement_finds_the_posterior_from_afar():
+def crowd(n, misfit=0.0):
+    """Discs with noise, a tenth of the pixels unseen, their images and what is known before."""
     disc = Disc((3, SIDE, SIDE), Profile(seeing=4.0)).double()
-    likelihood = Gaussian(3 * SIDE**2).double()
-    with torch.no_grad():
-        likelihood.log_noise.fill_(-20.0)
     rng = np.random.default_rng(0)
-    u = torch.as_tensor(0.7 * rng.standard_normal((40, disc.size)))
+    u = torch.as_tensor(0.7 * rng.standard_normal((n, disc.size)))
     with torch.no_grad():
-        clean = 30 * disc.flux(u).flatten(1)
         disc.location[0] += np.log(30)
+        clean = disc.flux(u).flatten(1)
     sigma = torch.full_like(clean, 0.05)
     state = torch.where(torch.as_tensor(rng.random(clean.shape)) < 0.1, 0, 2).to(torch.int8)
-    value = torch.where(state > 0, clean + sigma * torch.as_tensor(rng.standard_normal(clean.shape)), 1e6)
-    part = Modality(value, state, sigma)
-    prior = DiagonalLatent(torch.zeros_like(u), torch.ones_like(u))
-    begin = DiagonalLatent(u + 0.2 * torch.as_tensor(rng.standard_normal(u.shape)), torch.ones_like(u))
-    found = refined(disc, likelihood, part, begin, prior)
+    scatter = torch.hypot(sigma, misfit * clean)
+    value = torch.where(state > 0, clean + scatter * torch.as_tensor(rng.standard_normal(clean.shape)), 1e6)
+    prior = DiagonalLatent(torch.zeros_like(u), torch.full_like(u, 0.7))
+    return disc, u, Modality(value, state, sigma), prior, rng
+
+
+def afar(u, rng, how_far):
+    return DiagonalLatent(u + how_far * torch.as_tensor(rng.standard_normal(u.shape)), torch.ones_like(u))
+
+
+@pytest.mark.parametrize("misfit", [0.0, 0.1])
+def test_refinement_finds_the_posterior_from_afar(misfit):
+    disc, u, part, prior, rng = crowd(60, misfit)
+    fit = DiscFit().double()
+    fit.learn(disc, part, afar(u, rng, 0.3), prior)
+    assert float(fit.log_misfit.exp()) == pytest.approx(misfit, rel=0.1, abs=0.01)
+    found = fit.refined(disc, part, afar(u, rng, 0.3), prior)
     pull = ((found.mean - u) / found.std).numpy()
     assert np.abs(np.median(pull, axis=0)).max() < 0.5
-    assert 0.6 < np.mean(np.abs(pull) < 1) < 0.76
+    assert 0.62 < np.mean(np.abs(pull) < 1) < 0.74
     assert found.std[:, 0].max() < 0.5
-    # of nothing seen it is the prior
-    blind = refined(disc, likelihood, Modality(value, torch.zeros_like(state), sigma), begin, prior)
-    torch.testing.assert_close(blind.mean, prior.mean, atol=1e-8, rtol=0)
+
+
+def test_refinement_of_a_row_is_the_same_in_any_company():
+    disc, u, part, prior, rng = crowd(70)
+    fit, begin = DiscFit().double(), afar(u, rng, 0.3)
+    whole = fit.refined(disc, part, begin, prior)
+    some = torch.tensor([3, 65, 69])
+    alone = fit.refined(disc, part[some], *(DiagonalLatent(q.mean[some], q.std[some]) for q in (begin, prior)))
+    torch.testing.assert_close(alone.mean, whole.mean[some], rtol=0, atol=1e-9)
+    torch.testing.assert_close(alone.std, whole.std[some])
+
+
+def test_refinement_of_nothing_seen_is_what_was_known():
+    disc, u, part, prior, rng = crowd(5)
+    hidden = Modality(part.value, torch.zeros_like(part.state), part.sigma)
+    blind = DiscFit().double().refined(disc, hidden, afar(u, rng, 1.0), prior)
+    torch.testing.assert_close(blind.mean, prior.mean, atol=1e-4, rtol=0)
     torch.testing.assert_close(blind.std, prior.std)

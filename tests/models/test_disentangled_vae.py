@@ -280,6 +280,19 @@ def test_a_disc_is_guessed_from_other_modalities_and_is_the_prior_without_any():
     assert model.blocks["physics_image"].cells[0].name == "log_flux"
 
 
+@pytest.mark.parametrize("method", ["encoder", "default"])
+def test_an_image_alone_says_what_its_disc_is(method):
+    rows = pictures()
+    model, scaled = disc_model(rows), batch(rows[0])
+    both, alone, guessed = (
+        model.condition(context).latent(method)["physics_image"]
+        for context in (scaled, without(scaled, "spectrum"), without(scaled, "image"))
+    )
+    assert torch.equal(both.mean, alone.mean)
+    assert torch.equal(both.std, alone.std)
+    assert guessed.mean.any()
+
+
 def test_club_leaves_what_is_shared_to_discs():
     model = disc_model(pictures(), club=True)
     assert set(model.club.names) == {"shared_private_image", "physics_image_private_image"}

@@ -6,13 +6,15 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import consilience as cs
 from consilience.data.observations import Observations
 from consilience.data.scaling import Scaler
 from consilience.errors import RequestError, SchemaError, TrainingError
+from consilience.models.base import Group
 from consilience.train.config import Stage, TrainConfig
-from consilience.train.loop import _number, train
+from consilience.train.loop import _number, adam, train
 from consilience.train.weights import Ramp, objective
 from constructors import plain
 
@@ -208,6 +210,28 @@ def test_bfloat16_is_a_precision_that_trains():
     model, history = run(TrainConfig(**QUICK, precision="bf16-mixed"))
     assert math.isfinite(history[-1]["train/total"])
     assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_weight_decay_shrinks_matrices_of_networks_and_nothing_else():
+    matrix, offset, other = (nn.Parameter(torch.ones(shape)) for shape in ((2, 3), (3,), (2, 2)))
+    groups = [
+        Group("networks", {"matrix": matrix, "offset": offset}, 0.5, decays=True),
+        Group("noise", {"other": other}),
+    ]
+    optimiser = adam(groups, 0.1, 2.0)
+    for parameter in (matrix, offset, other):
+        parameter.grad = torch.zeros_like(parameter)
+    for options in optimiser.param_groups:
+        options["lr"] = 0.1 * options["factor"]
+    optimiser.step()
+    torch.testing.assert_close(matrix.detach(), torch.full((2, 3), 1 - 0.1 * 0.5 * 2.0))
+    assert bool((offset == 1).all())
+    assert bool((other == 1).all())
+
+
+def test_weight_decay_needs_networks():
+    with pytest.raises(RequestError, match="Expected networks in stage 'train' for weight_decay=0.1"):
+        run(TrainConfig(**QUICK, weight_decay=0.1))
 
 
 def test_clipping_bounds_the_step():

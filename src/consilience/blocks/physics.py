@@ -23,7 +23,6 @@ References:
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -32,20 +31,15 @@ from pydantic import PositiveFloat
 from torch import Tensor, nn
 
 from consilience.blocks.encoders import Architecture
-from consilience.blocks.likelihood_base import AbstractLikelihood
-from consilience.blocks.posteriors import DiagonalLatent
-from consilience.data.observations import Modality
 from consilience.data.scaling import CellTransform
 from consilience.data.schema import Frozen
 from consilience.data.sersic import scale, transform
 
-__all__ = ["Disc", "PhysicsDecoder", "Profile", "refined"]
+__all__ = ["Disc", "PhysicsDecoder", "Profile"]
 
 INDICES = (0.5, 6.0)  # of Sérsic's law
 MOFFAT_BETA = 3.5
 TINY = 1e-12
-MISFIT = 0.05  # of the light of a disc, until it is learned
-REFINEMENTS, ROWS = 4, 64  # Gauss-Newton steps, of so many objects at once
 STEPS, RATE = 200, 0.05  # of the fit to the mean image
 WIDTHS = {  # of the population, until it is seen
     "log_flux": 1.0, "colour": 0.3, "log_radius": 0.5, "v": 0.5, "column": 0.3, "row": 0.3, "log_seeing": 0.15,
@@ -110,7 +104,6 @@ class Disc(nn.Module):
         self.register_buffer("origin", torch.zeros(cells))
         self.register_buffer("unit", torch.ones(cells))
         self.register_buffer("pixel", torch.ones(()))
-        self.log_misfit = nn.Parameter(torch.tensor(math.log(MISFIT)))
         row, column = torch.fft.fftfreq(2 * self.sides[0]), torch.fft.rfftfreq(2 * self.sides[1])
         self.register_buffer("rows", 2 * math.pi * row[:, None], persistent=False)
         self.register_buffer("columns", 2 * math.pi * column[None], persistent=False)
@@ -154,6 +147,25 @@ class Disc(nn.Module):
 
     def flux(self, u: Tensor) -> Tensor:
         """Images in linear flux, (R, C, H, W)."""
+        return self._flux(self.parameters_at(u))[:, :, None, None] * self._shape(u)[:, None]
+
+    def slopes(self, u: Tensor) -> Tensor:
+        """Of the images in linear flux at u (R, P), (R, P, C, H, W)."""
+        flux, shape = self._flux(self.parameters_at(u))[:, :, None, None], self._shape(u)[:, None]
+        columns = []
+        for column, name in enumerate(self.names):
+            if name == "log_flux" or name.startswith("colour"):
+                bands = [name in ("log_flux", f"colour_{band}") for band in range(self.bands)]
+                which = torch.tensor(bands).to(shape)[:, None, None]
+                columns.append(self.log_width[column].exp() * which * flux * shape)
+            else:
+                along = torch.zeros_like(u)
+                along[:, column] = 1.0
+                columns.append(flux * torch.func.jvp(self._shape, (u,), (along,))[1][:, None])
+        return torch.stack(columns, 1)
+
+    def _shape(self, u: Tensor) -> Tensor:
+        """Images of sources of flux 1, (R, H, W)."""
         t = {name: value[:, None, None] for name, value in self.parameters_at(u).items()}
         found = self._round(t) * torch.sinc(self.rows / (2 * math.pi)) * torch.sinc(self.columns / (2 * math.pi))
         if "log_seeing" in t:
@@ -162,28 +174,13 @@ class Disc(nn.Module):
             found = found * (-x).exp() * (1 + x + x.square() / 3)
         down, across = (0.5 * (side - 1) + t[name] for side, name in zip(self.sides, ("row", "column"), strict=True))
         turned = found * _phase(self.rows * down) * _phase(self.columns * across)
-        image = torch.fft.irfft2(turned, s=[2 * side for side in self.sides])[:, : self.sides[0], : self.sides[1]]
-        fluxes = self._flux({name: value[:, 0, 0] for name, value in t.items()})
-        return fluxes[:, :, None, None] * image[:, None]
+        return torch.fft.irfft2(turned, s=[2 * side for side in self.sides])[:, : self.sides[0], : self.sides[1]]
 
     def forward(self, u: Tensor) -> Tensor:
         """Cells in model units, (R, C · H · W)."""
         flux = self.flux(u).flatten(1)
         curved = torch.asinh(flux / self.stretch) if self.asinh else flux
         return (curved - self.origin) / self.unit
-
-    def compared(self, part: Modality, u: Tensor) -> tuple[Modality, Tensor]:
-        """Cells and discs (R, D) in linear flux, over that of a typical pixel.
-
-        Error bars are what they were before the modality was stretched, and beside them a learned share of the disc's
-        light: what galaxies are but discs is brighter in brighter ones.
-        """
-        f = self.flux(u).flatten(1) / self.pixel
-        misfit = self.log_misfit.exp() * f.detach()
-        value = self.linear(part.value)
-        slope = self.unit * (torch.hypot(value, self.stretch) if self.asinh else 1.0) / self.pixel
-        sigma = misfit.abs() if part.sigma is None else torch.hypot(part.sigma * slope, misfit)
-        return replace(part, value=value / self.pixel, sigma=sigma), f
 
     def linear(self, cells: Tensor) -> Tensor:
         """Fluxes of cells in model units, (R, C · H · W)."""
@@ -285,73 +282,6 @@ class PhysicsDecoder(nn.Module):
     def begin(self, offset: Tensor) -> None:
         """Take the outputs that are given for the typical disc before anything is learned."""
         self.rest.begin(offset - self.disc(torch.zeros(1, self.disc.size).to(offset))[0])
-
-
-@torch.no_grad()
-def refined(
-    disc: Disc, likelihood: AbstractLikelihood, part: Modality, q: DiagonalLatent, prior: DiagonalLatent
-) -> DiagonalLatent:
-    r"""The posterior of a disc's parameters by Gauss-Newton steps from where an encoder puts them, (B, P).
-
-    .. math:: H = J^\top \mathrm{diag}(w)\, J + \Lambda, \qquad u \leftarrow u + H^{-1}
-              \bigl(J^\top g - \Lambda (u - m)\bigr), \qquad q(u) = N(u, \mathrm{diag}\, H^{-1})
-
-    with J the slopes of the disc's cells in linear flux, g and w those of the likelihood, and N(m, Λ⁻¹) what is known
-    without the image. A step that does not raise the posterior density is not taken.
-
-    Arguments:
-        disc: What is fitted.
-        likelihood: Of the image's cells given the disc.
-        part: Flat cells (B, D).
-        q: Where it begins.
-        prior: Of what is known without the image.
-    """
-    said = []
-    for start in range(0, len(q.mean), ROWS):
-        some = slice(start, start + ROWS)
-        before = DiagonalLatent(prior.mean[some], prior.std[some])
-        said.append(_refined(disc, likelihood, part[some], q.mean[some], before))
-    return DiagonalLatent(*(torch.cat(moments) for moments in zip(*said, strict=True)))
-
-
-def _refined(
-    disc: Disc, likelihood: AbstractLikelihood, part: Modality, u: Tensor, prior: DiagonalLatent
-) -> tuple[Tensor, Tensor]:
-    precision = prior.std.square().reciprocal()
-
-    def density(cells: Modality, f: Tensor, u: Tensor) -> Tensor:
-        known = -0.5 * (precision * (u - prior.mean).square()).sum(-1)
-        return likelihood.expected(cells, f, torch.zeros_like(f)).sum(-1) + known
-
-    covariance = torch.diag_embed(prior.std.square()).double()
-    for _ in range(REFINEMENTS):
-        j = _slopes(disc, u)
-        cells, f = disc.compared(part, u)
-        _, g, h = likelihood.slopes(cells, f, torch.zeros_like(f))
-        w = likelihood.precision(cells, f, h)
-        # sums along rows have the same bits wherever a row stands; products of stacked matrices have not
-        curvature = torch.stack([(column[:, None] * w[:, None] * j).sum(-1) for column in j.unbind(1)], 1)
-        slope = (j * g[:, None]).sum(-1) - precision * (u - prior.mean)
-        covariance = torch.linalg.inv((curvature + torch.diag_embed(precision)).double())
-        step = (covariance * slope.double()[:, None]).sum(-1).to(u)
-        best = density(cells, f, u)
-        for size in (1.0, 0.25):
-            trial = u + size * step
-            value = density(cells, disc.compared(part, trial)[1], trial)
-            taken = (value > best)[:, None]
-            u, best = torch.where(taken, trial, u), torch.maximum(value, best)
-            step = torch.where(taken, 0.0, step)
-    return u, covariance.diagonal(dim1=-2, dim2=-1).sqrt().to(u)
-
-
-def _slopes(disc: Disc, u: Tensor) -> Tensor:
-    """Of cells in linear flux at u (R, P), (R, P, D)."""
-    columns = []
-    for column in range(disc.size):
-        along = torch.zeros_like(u)
-        along[:, column] = 1.0
-        columns.append(torch.func.jvp(disc.flux, (u,), (along,))[1].flatten(1) / disc.pixel)
-    return torch.stack(columns, 1)
 
 
 def _ellipse(v_1: Tensor, v_2: Tensor) -> tuple[Tensor, Tensor, Tensor]:

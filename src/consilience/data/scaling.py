@@ -4,13 +4,14 @@ r"""Strictly increasing maps from physical to model units, per cell, on value an
           T(x) \in \{x,\ \log x,\ \operatorname{asinh}(x / a)\}
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from consilience.data.observations import Modality, Observations
 from consilience.data.schema import ModalitySpec, Schema
+from consilience.data.turning import turns
 from consilience.errors import DataError
 from consilience.typing import FloatArray
 
@@ -63,6 +64,17 @@ class Scaler:
             DataError: a modality without one measured cell.
         """
         return cls(obs.schema, {spec.name: _fit(spec, obs.parts[spec.name]) for spec in obs.schema.modalities})
+
+    def symmetric(self, names: Sequence[str]) -> "Scaler":
+        """The same for all pixels of square images that turn into each other, so that images may turn in model units.
+
+        Locations are averaged, and scales as they add in squares.
+        """
+        found = dict(self.transforms)
+        for name in names:
+            t = found[name]
+            found[name] = CellTransform(_symmetric(t.location), np.sqrt(_symmetric(t.scale**2)), t.stretch)
+        return Scaler(self.schema, found)
 
     def forward(self, obs: Observations) -> Observations:
         """Physical to model units, with the neutral fill where nothing was seen."""
@@ -127,6 +139,12 @@ class Scaler:
             None if part.exposure is None else np.where(np.isfinite(part.exposure), part.exposure, 1.0),
             part.extent,
         )
+
+
+def _symmetric(array: FloatArray) -> FloatArray:
+    """Mean over the eight turns of an image (…, H, H)."""
+    flat = array.reshape(*array.shape[:-2], -1)
+    return flat[..., turns(array.shape[-1]).numpy()].mean(axis=-2).reshape(array.shape)
 
 
 def _inside(spec: ModalitySpec) -> float:

@@ -65,12 +65,14 @@ class Group:
         parameters: Its parameters by name.
         factor: Multiplies the learning rate.
         clip: Largest gradient norm of the group, or None.
+        decays: Whether weight decay shrinks its matrices, which are those of networks.
     """
 
     name: str
     parameters: Mapping[str, nn.Parameter]
     factor: float = 1.0
     clip: float | None = None
+    decays: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ import torch
 from pydantic import Field, NonNegativeInt
 from torch import Tensor, nn
 
+from consilience.blocks.disc_fit import DiscFit
 from consilience.blocks.encoders import Architecture, FactorEncoder, Form, Kind
 from consilience.blocks.fusion import (
     AbstractExperts,
@@ -48,7 +49,7 @@ from consilience.blocks.fusion import (
 from consilience.blocks.information import Parts, kl_parts
 from consilience.blocks.likelihood_base import AbstractLikelihood
 from consilience.blocks.likelihoods import build_likelihood
-from consilience.blocks.physics import Disc, PhysicsDecoder, Profile, refined
+from consilience.blocks.physics import Disc, PhysicsDecoder, Profile
 from consilience.blocks.posteriors import DiagonalLatent, GaussianLatent, MixtureLatent
 from consilience.data.masking import HidePatterns, Policy
 from consilience.data.observations import Observations
@@ -56,8 +57,8 @@ from consilience.data.scaling import Scaler
 from consilience.data.schema import ModalitySpec, Schema
 from consilience.errors import SchemaError
 from consilience.models.base import AbstractFamily, AbstractModel, Batch, Group, PerObject, Term, slot
-from consilience.models.disc_start import disc_start
-from consilience.models.latent import Blocks, LatentConditional, flat
+from consilience.models.discs import disc_start, refined_discs, settle_discs
+from consilience.models.latent import LatentConditional, flat
 from consilience.models.layout import Layout
 from consilience.models.network_start import network_start, placed
 from consilience.models.separation import Separation
@@ -125,9 +126,9 @@ class DisentangledVAE(AbstractFamily):
     def _check_physics(self, spec: ModalitySpec) -> None:
         likelihood = self.likelihoods.get(spec.name, "gaussian")
         image = spec.kind == "real" and spec.scaling != "log" and len(spec.shape) in (2, 3)
-        if not image or likelihood not in ("gaussian", "student"):
+        if not image or likelihood != "gaussian":
             raise SchemaError(
-                f"Expected a real image (H, W) or (C, H, W) and Gaussian or Student noise for the physics of "
+                f"Expected a real image (H, W) or (C, H, W) and Gaussian noise for the physics of "
                 f"'{spec.name}'; got kind {spec.kind!r}, scale {spec.scaling!r}, shape {spec.shape} and {likelihood!r}."
             )
         if "self" not in self.bounds or self.posterior == "full" or self.fusion != "product":
@@ -169,7 +170,7 @@ class _Module(AbstractModel):
         self.config, self.schema, self.objects = config, schema, objects
         self.layout = Layout.of(schema, shared=config.shared, private=config.private, physics=config.physics)
         self.blocks, self.size, self.common = self.layout.blocks, self.layout.size, self.layout.common
-        encoders, decoders, likelihoods, discs = {}, {}, {}, {}
+        encoders, decoders, likelihoods, discs, fits = {}, {}, {}, {}, {}
         for spec in schema.modalities:
             own, key, full = config.private.get(spec.name, 0), slot(spec.name), config.posterior == "full"
             likelihood = build_likelihood(config.likelihoods.get(spec.name), spec)
@@ -181,11 +182,13 @@ class _Module(AbstractModel):
             if profile := config.physics.get(spec.name):
                 decoders[key] = PhysicsDecoder(latents, nets, profile, asinh=spec.scaling == "asinh")
                 discs[key] = build_likelihood(config.likelihoods.get(spec.name), spec)
+                fits[key] = DiscFit()
             else:
                 decoders[key] = nets.decoder(latents)
             likelihoods[key] = likelihood
         self.encoders, self.decoders = nn.ModuleDict(encoders), nn.ModuleDict(decoders)
         self.likelihoods, self.discs = nn.ModuleDict(likelihoods), nn.ModuleDict(discs)
+        self.fits = nn.ModuleDict(fits)
         self.register_buffer("heard", torch.ones(self.size))
         # what is shared may tell of a disc, and one disc of another
         pairs = [pair for pair in combinations(self.blocks, 2) if pair[1].startswith("private_")]
@@ -203,7 +206,7 @@ class _Module(AbstractModel):
         found: dict[str, Term] = {}
         readings: dict[str, list[_Reading]] = {name: [] for name in context.parts}
         if "joint" in self.config.bounds:
-            whole = experts.product(seen)
+            whole = self.heeded(experts, seen).product(seen)
             q = experts.product(one_set(self.config.fusion, seen)) if self.config.fusion != "product" else whole
             z = _drawn(whole) if q is whole else self._joined(_drawn(q), _drawn(whole))
             for name in context.parts:
@@ -263,8 +266,8 @@ class _Module(AbstractModel):
     def _disc(self, name: str, q: DiagonalLatent | GaussianLatent, z: Tensor, context: Observations) -> dict[str, Term]:
         """The bound of a modality that is nothing but its disc."""
         columns, likelihood = self.layout.some(f"physics_{name}").to(z.device), self.discs[slot(name)]
-        cells, f = self.discs_of()[name].compared(flat(context.parts[name]), z[:, columns])
-        value = likelihood.expected(cells, f, torch.zeros_like(f)).sum(-1)  # type: ignore[operator]
+        f = self.discs_of()[name](z[:, columns])
+        value = likelihood.expected(flat(context.parts[name]), f, torch.zeros_like(f)).sum(-1)  # type: ignore[operator]
         values = {f"physics/{name}": -value, f"kl/physics_{name}": q.divergence()[:, columns].sum(-1)}
         everyone = torch.ones(len(z), dtype=torch.bool, device=z.device)
         return {term: PerObject(value, everyone) for term, value in values.items()}
@@ -299,29 +302,15 @@ class _Module(AbstractModel):
     @torch.no_grad()
     def condition(self, context: Observations) -> LatentConditional:
         """The posterior of the latents of any subset of cells, by one pass of the encoders; discs then step uphill."""
-        columns = self.layout.columns()
+        columns, (experts, seen) = self.layout.columns(), self.experts(context)
+        experts = self.heeded(experts, seen)
+        q = self.posterior(experts, seen)
         if not self.config.physics:
-            return LatentConditional(self.views(), None, lambda: self._posterior(*self.experts(context)), columns)
-        experts, seen = self.experts(context)
-        q = self._posterior(experts, seen)
-        return LatentConditional(self.views(), q, lambda: self._refined(q, experts, seen, context), columns)
+            return LatentConditional(self.views(), None, lambda: q, columns)
+        return LatentConditional(self.views(), q, lambda: refined_discs(self, q, experts, seen, context), columns)
 
     @torch.no_grad()
-    def _refined(self, q: Blocks, experts: AbstractExperts, seen: Tensor, context: Observations) -> DiagonalLatent:
-        assert isinstance(q, DiagonalLatent), "a product of diagonal experts, or discs are refused"
-        mean, std = q.mean.clone(), q.std.clone()
-        for name, disc in self.discs_of().items():
-            columns = self.layout.some(f"physics_{name}").to(mean.device)
-            others = seen.clone()
-            others[list(context.parts).index(name)] = False
-            prior: DiagonalLatent = experts.product(others).block(columns)  # type: ignore[assignment]
-            likelihood: AbstractLikelihood = self.discs[slot(name)]  # type: ignore[assignment]
-            found = refined(disc, likelihood, flat(context.parts[name]), q.block(columns), prior)
-            mean[:, columns], std[:, columns] = found.mean, found.std
-        return DiagonalLatent(mean, std)
-
-    @torch.no_grad()
-    def _posterior(self, experts: AbstractExperts, seen: Tensor) -> DiagonalLatent | GaussianLatent | MixtureLatent:
+    def posterior(self, experts: AbstractExperts, seen: Tensor) -> DiagonalLatent | GaussianLatent | MixtureLatent:
         if self.config.posterior == "diagonal":
             experts = replace(experts, shift=experts.shift * self.heard, precision=experts.precision * self.heard)
         if self.config.fusion == "product":
@@ -353,16 +342,21 @@ class _Module(AbstractModel):
         """Silence latents of which encoders know next to nothing: their means are small, yet tell a probe all."""
         self.heard.fill_(1.0)
         if self.config.posterior == "diagonal":
-            q = self._posterior(*self.experts(rows))
+            experts, seen = self.experts(rows)
+            q = self.posterior(self.heeded(experts, seen), seen)
             between, within = q.mean.var(0, correction=0), q.std.square().mean(0)
             self.heard.copy_(between >= LEAST * (between + within))
+        settle_discs(self, rows)
 
     def groups(self) -> tuple[Group, ...]:
         found: dict[str, dict[str, nn.Parameter]] = {}
         for name, parameter in self.named_parameters():
             found.setdefault(name.split(".")[0], {})[name] = parameter
         quick = ("likelihoods", "discs")
-        return tuple(Group(kind, some, QUICK if kind in quick else 1.0) for kind, some in found.items())
+        return tuple(
+            Group(kind, some, QUICK if kind in quick else 1.0, decays=kind in ("encoders", "decoders"))
+            for kind, some in found.items()
+        )
 
     def answers(self, readable: frozenset[str], producible: frozenset[str]) -> bool:
         return readable | producible <= set(self.schema.names) and bool(producible)
@@ -379,8 +373,16 @@ class _Module(AbstractModel):
             precisions.append(placed(precision, columns, self.size))
             seen.append(cells.seen.any(-1))
         kind = FullExperts if self.config.posterior == "full" else DiagonalExperts
-        plain = self.config.experts == "plain"
-        return kind(torch.stack(shifts), torch.stack(precisions), plain), torch.stack(seen)
+        return kind(torch.stack(shifts), torch.stack(precisions), self.config.experts == "plain"), torch.stack(seen)
+
+    def heeded(self, experts: AbstractExperts, seen: Tensor) -> AbstractExperts:
+        """Experts who say nothing of the disc of an image that is seen, but for its own."""
+        for name in self.config.physics:
+            number, said = self.schema.names.index(name), torch.ones_like(experts.shift)
+            said[:, :, self.layout.some(f"physics_{name}")] = (~seen[number]).to(said)[:, None]
+            said[number] = 1.0
+            experts = replace(experts, shift=experts.shift * said, precision=experts.precision * said)
+        return experts
 
     def views(self) -> dict[str, _View]:
         """What every modality makes of the latents."""

@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from consilience.blocks.descent import descend
 from consilience.blocks.fusion import AbstractExperts, FullExperts
 from consilience.blocks.posteriors import DiagonalLatent, GaussianLatent
 from consilience.data.masking import conceal
@@ -14,7 +15,6 @@ from consilience.data.observations import Observations
 from consilience.data.schema import Schema
 from consilience.models.base import slot
 from consilience.models.common_start import Look, Start, common_start
-from consilience.models.descent import descend
 from consilience.models.latent import Decodes, flat
 from consilience.models.layout import Layout
 

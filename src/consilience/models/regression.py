@@ -110,7 +110,7 @@ class _Module(AbstractModel):
     def groups(self) -> tuple[Group, ...]:
         every = dict(self.named_parameters())
         noise = {name: every.pop(name) for name in list(every) if name.startswith("likelihood.")}
-        return Group("networks", every), *([Group("likelihood", noise, QUICK)] if noise else [])
+        return Group("networks", every, decays=True), *([Group("likelihood", noise, QUICK)] if noise else [])
 
     def answers(self, readable: frozenset[str], producible: frozenset[str]) -> bool:
         return producible == {self.config.target} and readable <= set(self.inputs)

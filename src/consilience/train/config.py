@@ -36,12 +36,14 @@ class TrainConfig(Frozen):
     learning_rate: float = Field(default=1e-2, gt=0)  # Adam's, at its largest
     closed_form_rate: float = Field(default=0.1, gt=0, le=1)  # natural-gradient rate ρ, at its largest
     decay: float = Field(default=0.02, gt=0, le=1)  # both rates fall along a cosine to this fraction
+    weight_decay: float = Field(default=0.0, ge=0)  # of networks' matrices; each step shrinks them by rate × this
     clip: float | None = Field(default=None, gt=0)  # largest gradient norm of a group without its own
     validation: float = Field(default=0.1, ge=0, lt=1)  # rows held out for coverage and best weights
     patience: int | None = Field(default=None, ge=1)  # validations without improvement before stopping
     evaluate_every: int = Field(default=100, ge=1)  # steps between validations
     weights: dict[str, Weight] = {}  # by term pattern; the longest match wins
     balance: Balance | None = None  # give modalities the same influence, by their errors on validation rows
+    augment: tuple[str, ...] = ()  # square images that every step turns by quarters and mirrors at random
     masking: Policy | Literal["default", "none"] = "default"  # what the context lacks of the target
     stages: tuple[Stage, ...] = ()  # one stage of max_steps when empty
     seed: int = 0

@@ -14,6 +14,7 @@ from consilience.data.batching import BatchSchedule
 from consilience.data.masking import AbstractPolicy
 from consilience.data.observations import Observations
 from consilience.data.streaming import FIELDS, Streamed
+from consilience.data.turning import turned
 from consilience.errors import RequestError, TrainingError
 from consilience.models.base import AbstractFamily, AbstractModel, Group
 from consilience.train.balance import balanced, relative_errors
@@ -71,7 +72,8 @@ def train(
         resume: Continue from ``config.checkpoint`` if there is a checkpoint.
 
     Raises:
-        RequestError: rows on disk for a model with a posterior of its own for every row; balance without held-out rows.
+        RequestError: rows on disk, or images to augment, for a model with a posterior of its own for every row; balance
+            without held-out rows; weight decay without networks.
         SchemaError: balance of a modality that the table has not.
         TrainingError: a term is not finite, which it names, or a matrix cannot be factored.
         ModelFileError: the checkpoint is damaged or another run's.
@@ -83,6 +85,11 @@ def train(
         raise RequestError(
             "Expected a model that reads every row with an encoder for rows on disk; got one with a posterior of its "
             "own for each row. Use posterior='encoder', or read the table into memory."
+        )
+    if config.augment and _has_locals(model):
+        raise RequestError(
+            f"Expected a model that reads every row with an encoder to augment {list(config.augment)}; got one with a "
+            "posterior of its own for each row, which has one direction. Use posterior='encoder', or drop augment."
         )
     valid = None if held_out is None else held_out.to(fabric.device, dtype)
     if config.balance is not None:
@@ -120,10 +127,19 @@ def train(
     return run.history
 
 
-def adam(groups: Iterable[Group], rate: float) -> torch.optim.Adam:
-    """Adam over these groups, each with its factor, in one pass over all parameters and moments."""
-    options = [{"params": list(group.parameters.values()), "factor": group.factor} for group in groups]
-    return torch.optim.Adam(options, lr=rate, fused=True)
+def adam(groups: Iterable[Group], rate: float, weight_decay: float = 0.0) -> torch.optim.AdamW:
+    """Adam over these groups, each with its factor, in one pass over all parameters and moments.
+
+    Weight decay is decoupled from the moments (Loshchilov & Hutter, 2019): each step multiplies the matrices of
+    networks by 1 - rate · decay. It spares vectors, which are offsets, noises and scales.
+    """
+    options = []
+    for group in groups:
+        for shrinks in (False, True):
+            some = [p for p in group.parameters.values() if (group.decays and p.ndim > 1) == shrinks]
+            if some:
+                options.append({"params": some, "factor": group.factor, "weight_decay": weight_decay * shrinks})
+    return torch.optim.AdamW(options, lr=rate, fused=True)
 
 
 class _StageLoop:
@@ -146,7 +162,12 @@ class _StageLoop:
             raise RequestError(f"Expected groups among {known} in stage '{stage.name}'; got {list(stage.groups)}.")
         self.groups = groups
         self.named: Mapping[str, nn.Parameter] = {n: p for g in groups for n, p in g.parameters.items()}
-        self.optimiser = adam(groups, config.learning_rate)
+        if config.weight_decay and not any(group.decays for group in groups):
+            raise RequestError(
+                f"Expected networks in stage '{stage.name}' for weight_decay={config.weight_decay:g}; got only groups "
+                f"{[group.name for group in groups]}, none of which it shrinks. Drop weight_decay."
+            )
+        self.optimiser = adam(groups, config.learning_rate, config.weight_decay)
         _, self.wrapped_optimiser = fabric.setup(model, self.optimiser)
         model.train(stage.gradient)
         self.schedule = _schedule(table, config.batch_size, _number(config.seed, stage.name))
@@ -181,6 +202,7 @@ class _StageLoop:
     def _step(self, step: int, run: _Run) -> None:
         torch.manual_seed(_number(self.config.seed, f"{self.stage.name}/{step}"))
         target = self.table[torch.as_tensor(self.schedule.rows(step)).numpy()]
+        target = turned(target, self.config.augment, torch.default_generator)
         context = target if self.policy is None else self.policy(target, torch.default_generator)
         rate = _cosine(step / self.stage.steps, self.config.decay)
         weights = _Weights(step, self.weights)
@@ -198,8 +220,9 @@ class _StageLoop:
         total, values = objective(terms, balanced(weights_at(step, terms, self.weights), run.factors))
         self.optimiser.zero_grad()
         self.fabric.backward(total)
-        for group, options in zip(self.groups, self.optimiser.param_groups, strict=True):
-            options["lr"] = self.config.learning_rate * group.factor * rate
+        for options in self.optimiser.param_groups:
+            options["lr"] = self.config.learning_rate * options["factor"] * rate
+        for group in self.groups:
             clip = group.clip if group.clip is not None else self.config.clip
             if clip is not None:
                 nn.utils.clip_grad_norm_(list(group.parameters.values()), clip)

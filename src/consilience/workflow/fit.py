@@ -14,6 +14,7 @@ from consilience.analysis.calibration import calibration
 from consilience.data.observations import Observations
 from consilience.data.scaling import Scaler
 from consilience.data.streaming import Streamed
+from consilience.data.turning import refuse_turns
 from consilience.errors import CapabilityError, RequestError
 from consilience.models.base import AbstractFamily, AbstractModel
 from consilience.predict.fitted import Fitted
@@ -56,7 +57,8 @@ def fit(
 
     Raises:
         CapabilityError: ``real`` or ``pairs`` for a family without domain adaptation.
-        RequestError: members < 1, or too few rows to hold out.
+        RequestError: members < 1, too few rows to hold out, or images to augment that the table has not.
+        SchemaError: images to augment that are not square.
         TrainingError: a term of the objective is not finite.
 
     Example:
@@ -77,7 +79,9 @@ def fit(
         config = config.model_copy(update={"checkpoint": str(resume)})
     begun = time.time()
     kept, held = _hold_out(train, config)
+    refuse_turns(kept.schema, config.augment)
     scaler = Scaler.fit(kept.some(SOME, seed=config.seed) if isinstance(kept, Streamed) else kept)
+    scaler = scaler.symmetric(config.augment)
     data = kept.mapped(scaler.forward) if isinstance(kept, Streamed) else scaler.forward(kept)
     held_scaled = None if held is None else scaler.forward(held.detached())
     models: list[AbstractModel] = []

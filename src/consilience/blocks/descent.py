@@ -10,7 +10,7 @@ __all__ = ["descend"]
 LONGEST = 100.0  # norm of a slope
 
 
-def descend(parameters: Sequence[nn.Parameter], loss: Callable[[], Tensor], *, steps: int, rate: float) -> None:
+def descend(parameters: Sequence[Tensor], loss: Callable[[], Tensor], *, steps: int, rate: float) -> None:
     """Lower a loss, drawn anew at every step, with slopes of bounded norm."""
     optimiser = torch.optim.Adam(parameters, lr=rate)
     for step in range(steps):
