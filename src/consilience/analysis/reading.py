@@ -55,11 +55,13 @@ def varies(x: FloatArray) -> BoolArray:
     return x.std(axis=0) > LEAST
 
 
-def read(x: FloatArray, y: FloatArray, other: FloatArray, *, seed: int = 0) -> FloatArray:
+def read(x: FloatArray, y: FloatArray, other: FloatArray, *, seed: int = 0, members: int = 1) -> FloatArray:
     """What a network of two hidden layers fitted on x (N, Q) and y (N, K) makes of other rows (M, Q), shape (M, K).
 
-    A tenth of the rows tells when to stop.
+    A tenth of the rows tells when to stop. Of several members with seeds of their own it is the mean.
     """
+    if members > 1:
+        return np.mean([read(x, y, other, seed=seed + number) for number in range(members)], axis=0)
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.neural_network import MLPRegressor
 
