@@ -81,11 +81,13 @@ def test_slopes_are_those_of_differences_for_round_discs_too():
     assert torch.isfinite(u.grad).all()
 
 
-def test_slopes_of_images_in_several_bands_are_their_gradients():
-    disc = Disc((2, 8, 8), Profile(seeing=2.0)).double()
+@pytest.mark.parametrize("law", ["exponential", "sersic"])
+def test_slopes_of_images_in_several_bands_are_their_gradients(law):
+    disc = Disc((2, 8, 8), Profile(law=law, seeing=2.0)).double()
     u = torch.randn(3, disc.size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     with torch.no_grad():
-        found = disc.slopes(u)
+        image, found = disc.slopes(u)
+        torch.testing.assert_close(image, disc.flux(u))
     for row in range(3):
         expected = torch.autograd.functional.jacobian(lambda one: disc.flux(one[None])[0], u[row])
         torch.testing.assert_close(found[row], expected.movedim(-1, 0))

@@ -298,14 +298,15 @@ def test_club_leaves_what_is_shared_to_discs():
     assert set(model.club.names) == {"shared_private_image", "physics_image_private_image"}
 
 
-def test_discs_are_learned():
+@pytest.mark.parametrize("method", ["encoder", "default"])
+def test_discs_are_learned(method):
     obs, u = pictures(600)
     family = cs.DisentangledVAE(
         shared=1, private={"image": 1}, networks={"image": "conv"}, hidden=32, channels=4, physics={"image": Profile()}
     )
     fitted = cs.fit(family, obs, cs.TrainConfig(max_steps=150, validation=0, learning_rate=3e-3))
     model = fitted.members[0]
-    said = torch.as_tensor(fitted.latent(obs.hide("spectrum")).mean["physics_image"], dtype=torch.float32)
+    said = torch.as_tensor(fitted.latent(obs, method=method).mean["physics_image"], dtype=torch.float32)
     with torch.no_grad():
         found = model.decoders["image"].disc.physical(said)
         true = Disc((2, 12, 12), Profile()).physical(u)

@@ -111,11 +111,10 @@ class DiscFit(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Where a step leads, what it gains, the step itself, and the widths of the posterior where it begins."""
         precision = prior.std.square().reciprocal()
-        f = disc.flux(u).flatten(1) / disc.pixel
+        f, j = (array.flatten(-3) / disc.pixel for array in disc.slopes(u))
         cells = self._linear(disc, part, f)
         before, g, h = self.likelihood.slopes(cells, f, torch.zeros_like(f))
         w = self.likelihood.precision(cells, f, h)
-        j = disc.slopes(u).flatten(2) / disc.pixel
         # sums along rows have the same bits wherever a row stands; products of stacked matrices have not
         normal = torch.stack([(column[:, None] * w[:, None] * j).sum(-1) for column in j.unbind(1)], 1)
         slope = (j * g[:, None]).sum(-1) - precision * (u - prior.mean)

@@ -149,32 +149,53 @@ class Disc(nn.Module):
         """Images in linear flux, (R, C, H, W)."""
         return self._flux(self.parameters_at(u))[:, :, None, None] * self._shape(u)[:, None]
 
-    def slopes(self, u: Tensor) -> Tensor:
-        """Of the images in linear flux at u (R, P), (R, P, C, H, W)."""
-        flux, shape = self._flux(self.parameters_at(u))[:, :, None, None], self._shape(u)[:, None]
+    def slopes(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Images in linear flux at u (R, P), and their slopes (R, P, C, H, W)."""
+        t, width = self.parameters_at(u), self.log_width.exp()
+        flux, amplitude, phase = self._flux(t)[:, :, None, None], self._amplitude(u), self._phase(t)
+        turned = amplitude * phase
+        image = flux * self._image(turned)[:, None]
         columns = []
         for column, name in enumerate(self.names):
             if name == "log_flux" or name.startswith("colour"):
                 bands = [name in ("log_flux", f"colour_{band}") for band in range(self.bands)]
-                which = torch.tensor(bands).to(shape)[:, None, None]
-                columns.append(self.log_width[column].exp() * which * flux * shape)
+                columns.append(width[column] * torch.tensor(bands).to(image)[:, None, None] * image)
+                continue
+            if name in ("row", "column"):
+                wave = self.rows if name == "row" else self.columns
+                slope = width[column] * wave * torch.complex(turned.imag, -turned.real)
             else:
                 along = torch.zeros_like(u)
                 along[:, column] = 1.0
-                columns.append(flux * torch.func.jvp(self._shape, (u,), (along,))[1][:, None])
-        return torch.stack(columns, 1)
+                slope = torch.func.jvp(self._amplitude, (u,), (along,))[1] * phase
+            columns.append(flux * self._image(slope)[:, None])
+        return image, torch.stack(columns, 1)
 
     def _shape(self, u: Tensor) -> Tensor:
         """Images of sources of flux 1, (R, H, W)."""
+        return self._image(self._amplitude(u) * self._phase(self.parameters_at(u)))
+
+    def _amplitude(self, u: Tensor) -> Tensor:
+        """Fourier transform of sources of flux 1 in the middle, over pixels, (R, 2 H, W + 1)."""
         t = {name: value[:, None, None] for name, value in self.parameters_at(u).items()}
-        found = self._round(t) * torch.sinc(self.rows / (2 * math.pi)) * torch.sinc(self.columns / (2 * math.pi))
+        found = self._round(t) * (torch.sinc(self.rows / (2 * math.pi)) * torch.sinc(self.columns / (2 * math.pi)))
         if "log_seeing" in t:
             k = torch.hypot(self.rows, self.columns)
             x = t["log_seeing"].exp() * k / (2 * math.sqrt(2 ** (1 / MOFFAT_BETA) - 1))
-            found = found * (-x).exp() * (1 + x + x.square() / 3)
-        down, across = (0.5 * (side - 1) + t[name] for side, name in zip(self.sides, ("row", "column"), strict=True))
-        turned = found * _phase(self.rows * down) * _phase(self.columns * across)
-        return torch.fft.irfft2(turned, s=[2 * side for side in self.sides])[:, : self.sides[0], : self.sides[1]]
+            found = found * ((-x).exp() * (1 + x + x.square() / 3))
+        return found
+
+    def _phase(self, t: dict[str, Tensor]) -> Tensor:
+        """Of the centres, (R, 2 H, W + 1)."""
+        angles = (
+            wave * (0.5 * (side - 1) + t[name])[:, None, None]
+            for wave, side, name in zip((self.rows, self.columns), self.sides, ("row", "column"), strict=True)
+        )
+        down, across = (torch.complex(angle.cos(), -angle.sin()) for angle in angles)
+        return down * across
+
+    def _image(self, transformed: Tensor) -> Tensor:
+        return torch.fft.irfft2(transformed, s=[2 * n for n in self.sides])[:, : self.sides[0], : self.sides[1]]
 
     def forward(self, u: Tensor) -> Tensor:
         """Cells in model units, (R, C · H · W)."""
@@ -289,10 +310,6 @@ def _ellipse(v_1: Tensor, v_2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     length = (v_1.square() + v_2.square() + TINY).sqrt()
     e = length.tanh()
     return 1 - e, v_1 * e / length, v_2 * e / length
-
-
-def _phase(angle: Tensor) -> Tensor:
-    return torch.complex(angle.cos(), -angle.sin())
 
 
 def _index(logit: Tensor) -> Tensor:

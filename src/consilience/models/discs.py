@@ -9,18 +9,18 @@ from torch import Tensor, nn
 from consilience.blocks.descent import descend
 from consilience.blocks.disc_fit import DiscFit
 from consilience.blocks.fusion import AbstractExperts
-from consilience.blocks.physics import Disc, PhysicsDecoder
+from consilience.blocks.physics import Disc
 from consilience.blocks.posteriors import DiagonalLatent
 from consilience.data.observations import Observations
 from consilience.models.base import Term, slot
 from consilience.models.latent import Blocks, flat
 from consilience.models.layout import Layout
 
-__all__ = ["disc_start", "refined_discs", "settle_discs"]
+__all__ = ["disc_start", "refined_discs", "settle_discs", "typical_discs"]
 
 STEPS, BATCH = 300, 64
 RATE = 3e-3  # of learning
-SOME = 256  # rows from which it is learned how well discs fit
+SOME = 128  # rows from which it is learned how well discs fit
 
 
 class _WithDiscs(Protocol):
@@ -37,17 +37,20 @@ class _WithDiscs(Protocol):
     def posterior(self, experts: AbstractExperts, seen: Tensor) -> Blocks: ...
 
 
+def typical_discs(model: _WithDiscs, target: Observations) -> None:
+    """Fit the typical disc."""
+    for name, disc in model.discs_of().items():
+        part = flat(target.parts[name])
+        disc.begin(part.value, part.measured)
+
+
 def disc_start(model: _WithDiscs, name: str, target: Observations) -> None:
-    """Fit the typical disc, then train on discs alone for some hundred steps.
+    """Train on discs alone for some hundred steps.
 
     A decoder whose network learns first explains galaxies without a disc, and the disc stays what it was.
     """
-    key = slot(name)
-    decoder: PhysicsDecoder = model.decoders[key]  # type: ignore[assignment]
-    alone = target.select(name)
-    part = flat(alone.parts[name])
-    decoder.disc.begin(part.value, part.measured)
-    parameters = [*model.encoders[key].parameters(), *decoder.disc.parameters(), *model.discs[key].parameters()]
+    alone, key, disc = target.select(name), slot(name), model.discs_of()[name]
+    parameters = [*model.encoders[key].parameters(), *disc.parameters(), *model.discs[key].parameters()]
 
     def loss() -> Tensor:
         some = alone[torch.randperm(len(target))[:BATCH].numpy()]

@@ -57,7 +57,7 @@ from consilience.data.scaling import Scaler
 from consilience.data.schema import ModalitySpec, Schema
 from consilience.errors import SchemaError
 from consilience.models.base import AbstractFamily, AbstractModel, Batch, Group, PerObject, Term, slot
-from consilience.models.discs import disc_start, refined_discs, settle_discs
+from consilience.models.discs import disc_start, refined_discs, settle_discs, typical_discs
 from consilience.models.latent import LatentConditional, flat
 from consilience.models.layout import Layout
 from consilience.models.network_start import network_start, placed
@@ -330,12 +330,13 @@ class _Module(AbstractModel):
 
     @torch.no_grad()
     def start(self, target: Observations) -> None:
-        """Networks begin at the means; in small tables near a factor analysis (``network_start``); discs first."""
+        """Networks begin at the means; in small tables near a factor analysis (``network_start``); discs are read."""
         for name, part in target.parts.items():
             self._likelihood(name).refuse_limits(name, part)
+        typical_discs(self, target)
+        network_start(self, target, shared=self.config.shared)
         for name in self.config.physics:
             disc_start(self, name, target)
-        network_start(self, target, shared=self.config.shared)
 
     @torch.no_grad()
     def settle(self, rows: Observations) -> None:
