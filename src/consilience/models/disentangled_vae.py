@@ -60,7 +60,7 @@ from consilience.models.base import AbstractFamily, AbstractModel, Batch, Group,
 from consilience.models.discs import disc_start, refined_discs, settle_discs, typical_discs
 from consilience.models.latent import LatentConditional, flat
 from consilience.models.layout import Layout
-from consilience.models.network_start import network_start, placed
+from consilience.models.network_start import FEW, network_start, placed
 from consilience.models.separation import Separation
 
 __all__ = ["DisentangledVAE"]
@@ -187,8 +187,7 @@ class _Module(AbstractModel):
                 decoders[key] = nets.decoder(latents)
             likelihoods[key] = likelihood
         self.encoders, self.decoders = nn.ModuleDict(encoders), nn.ModuleDict(decoders)
-        self.likelihoods, self.discs = nn.ModuleDict(likelihoods), nn.ModuleDict(discs)
-        self.fits = nn.ModuleDict(fits)
+        self.likelihoods, self.discs, self.fits = nn.ModuleDict(likelihoods), nn.ModuleDict(discs), nn.ModuleDict(fits)
         self.register_buffer("heard", torch.ones(self.size))
         # what is shared may tell of a disc, and one disc of another
         pairs = [pair for pair in combinations(self.blocks, 2) if pair[1].startswith("private_")]
@@ -253,15 +252,8 @@ class _Module(AbstractModel):
 
     def _given(self, z: Tensor) -> Tensor:
         """Draws with the parameters of discs as they are, which nothing but the discs moves."""
-        return self._with_discs(z, z)
-
-    def completed(self, z: Tensor, q: DiagonalLatent | GaussianLatent) -> Tensor:
-        """Draws with what q says of discs, which they do not move."""
-        return self._with_discs(z, _drawn(q)) if self.config.physics else z
-
-    def _with_discs(self, z: Tensor, other: Tensor) -> Tensor:
         shared = self.config.shared
-        return torch.cat([z[:, :shared], other[:, shared : self.common].detach(), z[:, self.common :]], -1)
+        return torch.cat([z[:, :shared], z[:, shared : self.common].detach(), z[:, self.common :]], -1)
 
     def _disc(self, name: str, q: DiagonalLatent | GaussianLatent, z: Tensor, context: Observations) -> dict[str, Term]:
         """The bound of a modality that is nothing but its disc."""
@@ -330,11 +322,12 @@ class _Module(AbstractModel):
 
     @torch.no_grad()
     def start(self, target: Observations) -> None:
-        """Networks begin at the means; in small tables near a factor analysis (``network_start``); discs are read."""
+        """Networks begin at the means; in small tables without discs near a factor analysis (``network_start``)."""
         for name, part in target.parts.items():
             self._likelihood(name).refuse_limits(name, part)
         typical_discs(self, target)
-        network_start(self, target, shared=self.config.shared)
+        # near a factor analysis an encoder would forget its discs
+        network_start(self, target, shared=self.config.shared, few=0 if self.config.physics else FEW)
         for name in self.config.physics:
             disc_start(self, name, target)
 
