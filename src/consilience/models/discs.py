@@ -12,11 +12,11 @@ from consilience.blocks.fusion import AbstractExperts
 from consilience.blocks.physics import Disc
 from consilience.blocks.posteriors import DiagonalLatent
 from consilience.data.observations import Observations
-from consilience.models.base import Term, slot
+from consilience.models.base import slot
 from consilience.models.latent import Blocks, flat
 from consilience.models.layout import Layout
 
-__all__ = ["disc_start", "refined_discs", "settle_discs", "typical_discs"]
+__all__ = ["disc_start", "refined_discs", "settle_discs"]
 
 STEPS, BATCH = 300, 64
 RATE = 3e-3  # of learning
@@ -31,33 +31,29 @@ class _WithDiscs(Protocol):
     fits: nn.ModuleDict
 
     def discs_of(self) -> Mapping[str, Disc]: ...
-    def disc_terms(self, name: str, alone: Observations) -> Mapping[str, Term]: ...
+    def kept(self, rows: Observations) -> Tensor: ...
     def experts(self, context: Observations) -> tuple[AbstractExperts, Tensor]: ...
     def heeded(self, experts: AbstractExperts, seen: Tensor) -> AbstractExperts: ...
     def posterior(self, experts: AbstractExperts, seen: Tensor) -> Blocks: ...
 
 
-def typical_discs(model: _WithDiscs, target: Observations) -> None:
-    """Fit the typical disc."""
-    for name, disc in model.discs_of().items():
-        part = flat(target.parts[name])
-        disc.begin(part.value, part.measured)
-
-
-def disc_start(model: _WithDiscs, name: str, target: Observations) -> None:
-    """Train on discs alone for some hundred steps.
+def disc_start(model: _WithDiscs, target: Observations) -> None:
+    """Fit the typical disc, then train on discs alone for some hundred steps.
 
     A decoder whose network learns first explains galaxies without a disc, and the disc stays what it was.
     """
-    alone, key, disc = target.select(name), slot(name), model.discs_of()[name]
-    parameters = [*model.encoders[key].parameters(), *disc.parameters(), *model.discs[key].parameters()]
+    parameters: list[nn.Parameter] = []
+    for name, disc in model.discs_of().items():
+        part, key = flat(target.parts[name]), slot(name)
+        disc.begin(part.value, part.measured)
+        parameters += [*model.encoders[key].parameters(), *disc.parameters(), *model.discs[key].parameters()]
 
     def loss() -> Tensor:
-        some = alone[torch.randperm(len(target))[:BATCH].numpy()]
-        return torch.stack([term.value.mean() for term in model.disc_terms(name, some).values()]).sum()
+        return model.kept(target[torch.randperm(len(target))[:BATCH].numpy()])
 
-    with torch.enable_grad():
-        descend(parameters, loss, steps=STEPS, rate=RATE)
+    if parameters:
+        with torch.enable_grad():
+            descend(parameters, loss, steps=STEPS, rate=RATE)
 
 
 def settle_discs(model: _WithDiscs, rows: Observations) -> None:

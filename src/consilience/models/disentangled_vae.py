@@ -57,10 +57,10 @@ from consilience.data.scaling import Scaler
 from consilience.data.schema import ModalitySpec, Schema
 from consilience.errors import SchemaError
 from consilience.models.base import AbstractFamily, AbstractModel, Batch, Group, PerObject, Term, slot
-from consilience.models.discs import disc_start, refined_discs, settle_discs, typical_discs
+from consilience.models.discs import disc_start, refined_discs, settle_discs
 from consilience.models.latent import LatentConditional, flat
 from consilience.models.layout import Layout
-from consilience.models.network_start import FEW, network_start, placed
+from consilience.models.network_start import network_start, placed
 from consilience.models.separation import Separation
 
 __all__ = ["DisentangledVAE"]
@@ -209,19 +209,18 @@ class _Module(AbstractModel):
             q = experts.product(one_set(self.config.fusion, seen)) if self.config.fusion != "product" else whole
             z = _drawn(whole) if q is whole else self._joined(_drawn(q), _drawn(whole))
             for name in context.parts:
-                readings[name].append(_Reading("nll", self._given(z), everyone))
+                readings[name].append(_Reading("nll", self._with_discs(z, z), everyone))
             found |= self._divergence("shared", q, z, shared, everyone.to(z))
             by_name = dict(zip(self.schema.names, seen, strict=True))
             rows = {block: by_name.get(block.partition("_")[2], seen.any(0)) for block in self.blocks}
             found |= self.club.terms(z, columns, rows)
         for number, name in enumerate(context.parts):
-            own = torch.zeros_like(seen)
-            own[number] = seen[number]
+            own = seen & (torch.arange(len(seen), device=seen.device) == number)[:, None]
             single = experts.product(own)
             z = _drawn(single)
             bounds = everyone.to(z) * ("joint" in self.config.bounds)  # in which its private latents are drawn
             if "self" in self.config.bounds:
-                readings[name].append(_Reading("self", self._given(z), everyone))
+                readings[name].append(_Reading("self", self._with_discs(z, z), everyone))
                 bounds = bounds + 1
                 found |= self._divergence(f"self_{name}", single, z, shared, everyone.to(z))
             if f"physics_{name}" in columns:
@@ -250,10 +249,25 @@ class _Module(AbstractModel):
         """Latents that every encoder reads from one draw, private ones from another."""
         return torch.cat([common[:, : self.common], own[:, self.common :]], -1)
 
-    def _given(self, z: Tensor) -> Tensor:
-        """Draws with the parameters of discs as they are, which nothing but the discs moves."""
+    def completed(self, z: Tensor, q: DiagonalLatent | GaussianLatent) -> Tensor:
+        """Draws with what q says of discs, which they do not move."""
+        return self._with_discs(z, _drawn(q)) if self.config.physics else z
+
+    def kept(self, rows: Observations) -> Tensor:
+        """The bounds of discs, which networks that are brought near something else must not forget."""
+        value = torch.zeros(())
+        for name in self.config.physics:
+            alone = rows.select(name)
+            experts, seen = self.experts(alone)
+            single = experts.product(seen)
+            terms = self._disc(name, single, _drawn(single), alone).values()
+            value = value + torch.stack([term.value.mean() for term in terms]).sum()
+        return value
+
+    def _with_discs(self, z: Tensor, other: Tensor) -> Tensor:
+        """Draws with the parameters of discs from others, which nothing but the discs moves."""
         shared = self.config.shared
-        return torch.cat([z[:, :shared], z[:, shared : self.common].detach(), z[:, self.common :]], -1)
+        return torch.cat([z[:, :shared], other[:, shared : self.common].detach(), z[:, self.common :]], -1)
 
     def _disc(self, name: str, q: DiagonalLatent | GaussianLatent, z: Tensor, context: Observations) -> dict[str, Term]:
         """The bound of a modality that is nothing but its disc."""
@@ -267,12 +281,6 @@ class _Module(AbstractModel):
     def discs_of(self) -> Mapping[str, Disc]:
         """The disc of every image that has one."""
         return {name: self.decoders[slot(name)].disc for name in self.config.physics}  # type: ignore[misc]
-
-    def disc_terms(self, name: str, alone: Observations) -> dict[str, Term]:
-        """The bound of one modality that is nothing but its disc, of rows of that modality alone."""
-        experts, seen = self.experts(alone)
-        single = experts.product(seen)
-        return self._disc(name, single, _drawn(single), alone)
 
     def _divergence(
         self, name: str, q: DiagonalLatent | GaussianLatent, z: Tensor, columns: Tensor, times: Tensor
@@ -322,14 +330,11 @@ class _Module(AbstractModel):
 
     @torch.no_grad()
     def start(self, target: Observations) -> None:
-        """Networks begin at the means; in small tables without discs near a factor analysis (``network_start``)."""
+        """Networks begin at the means; in small tables near a factor analysis (``network_start``); discs first."""
         for name, part in target.parts.items():
             self._likelihood(name).refuse_limits(name, part)
-        typical_discs(self, target)
-        # near a factor analysis an encoder would forget its discs
-        network_start(self, target, shared=self.config.shared, few=0 if self.config.physics else FEW)
-        for name in self.config.physics:
-            disc_start(self, name, target)
+        disc_start(self, target)
+        network_start(self, target, shared=self.config.shared)
 
     @torch.no_grad()
     def settle(self, rows: Observations) -> None:

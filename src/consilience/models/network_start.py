@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from consilience.blocks.descent import descend
 from consilience.blocks.fusion import AbstractExperts, FullExperts
-from consilience.blocks.posteriors import GaussianLatent
+from consilience.blocks.posteriors import DiagonalLatent, GaussianLatent
 from consilience.data.masking import conceal
 from consilience.data.observations import Observations
 from consilience.data.schema import Schema
@@ -18,7 +18,7 @@ from consilience.models.common_start import Look, Start, common_start
 from consilience.models.latent import Decodes, flat
 from consilience.models.layout import Layout
 
-__all__ = ["FEW", "network_start", "placed"]
+__all__ = ["network_start", "placed"]
 
 FEW = 2000  # rows, of fewer a factor analysis begins
 CELLS = 25_000_000  # that it looks at, at most
@@ -39,21 +39,19 @@ class _Startable(Protocol):
 
     def views(self) -> Mapping[str, Decodes]: ...
 
+    def completed(self, z: Tensor, q: DiagonalLatent | GaussianLatent) -> Tensor: ...
+
+    def kept(self, rows: Observations) -> Tensor: ...
+
 
 @torch.no_grad()
-def network_start(model: _Startable, target: Observations, *, shared: int, few: int = FEW) -> None:
+def network_start(model: _Startable, target: Observations, *, shared: int) -> None:
     """Decoders begin at the mean and the scatter of every cell; in small tables, networks near a factor analysis.
 
     Of some hundreds of rows the bound alone may leave all latents at the prior. In large tables the other start is the
     worse one: where blocks are larger than they need to be, linear factors stand for one curved latent each, and stay.
-
-    Arguments:
-        model: What begins.
-        target: Scaled rows.
-        shared: Number of latents that all modalities read.
-        few: Rows from which on a table is large.
     """
-    if len(target) >= few:
+    if len(target) >= FEW:
         for name, view in model.views().items():
             _begin(model, name, Look.of(view.likelihood, flat(target.parts[name])).alone(0))
     else:
@@ -105,12 +103,13 @@ def _towards(model: _Startable, q: GaussianLatent, target: Observations) -> None
         experts, seen = model.experts(_thinned(some))
         normal = torch.randn(1, len(at), model.size).to(mean)
         z = GaussianLatent(mean[at], factor[at]).draw(normal)[0].to(experts.shift)
-        value = z.new_zeros(())
+        value = model.kept(some)
         for number, (name, view) in enumerate(model.views().items()):
             alone = torch.zeros_like(seen)
             alone[number] = seen[number]
             columns, single = model.layout.factors(name).to(z.device), experts.product(alone)
-            drawn = view.likelihood.expected(flat(some.parts[name]), *view.moments(z[:, columns])).sum(-1)
+            own = model.completed(z, single)[:, view.columns.to(z.device)]
+            drawn = view.likelihood.expected(flat(some.parts[name]), *view.moments(own)).sum(-1)
             read = single.block(columns).log_prob(z[:, columns])
             value = value - torch.where(seen[number], drawn + read, 0.0).mean()
         return value
