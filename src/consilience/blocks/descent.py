@@ -1,4 +1,4 @@
-"""How networks are moved before training begins: Adam with a rate that falls to zero."""
+"""How parameters are moved before training begins and after it ends: Adam with a rate that falls to zero."""
 
 from collections.abc import Callable, Sequence
 

@@ -124,12 +124,7 @@ def _descended(disc: Disc, u: Tensor, value: Tensor, sigma: Tensor) -> Tensor:
 
     r = residual(u)
     for _ in range(STEPS):
-        columns = []
-        for column in free:
-            along = torch.zeros_like(u)
-            along[:, column] = 1.0
-            columns.append(torch.func.jvp(residual, (u,), (along,))[1])
-        j = torch.stack(columns, -1)
+        j = disc.slopes(u)[1].flatten(2)[:, free].mT / sigma[..., None]
         normal, slope = j.mT @ j, (j.mT @ r[..., None])
         scaled = normal + damping * torch.diag_embed(normal.diagonal(dim1=-2, dim2=-1) + 1e-9)
         step = torch.linalg.solve(scaled, slope)[..., 0].clamp(-1, 1)
