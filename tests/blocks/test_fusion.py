@@ -85,14 +85,16 @@ def test_the_sets_of_a_fusion(fusion, count):
 def test_some_others_leave_oneself_out_and_are_never_none_of_several():
     seen = torch.tensor([[True] * 400, [True] * 200 + [False] * 200, [True] * 400, [True] * 400])
     torch.manual_seed(0)
-    others = some_others(0, seen)
-    assert not others[0].any()
+    every = some_others(seen)
+    assert not every.diagonal().any()
+    others = every[0]
     assert not (others & ~seen).any()
     assert others.any(0).all()
     # one surely, each further one with one half: with three others 2/3 each, with two 3/4
     np.testing.assert_allclose(others[1:, :200].float().mean(1), 2 / 3, atol=0.12)
     np.testing.assert_allclose(others[2:, 200:].float().mean(1), 3 / 4, atol=0.12)
-    assert not some_others(0, seen[:1]).any()
+    assert not some_others(seen[:1]).any()
+    assert (some_others(seen[:2]).flatten(0, 1) == torch.stack([~seen[0], seen[1], seen[0], ~seen[0]])).all()
 
 
 def test_draws_of_a_mixture_have_its_moments_and_components():

@@ -34,7 +34,7 @@ def batch(obs):
 
 def terms(model, rows, seed=0):
     torch.manual_seed(seed)
-    return model.terms(rows, rows)
+    return model.eval().terms(rows, rows)
 
 
 def without(rows, name):
@@ -50,6 +50,31 @@ def test_a_missing_modality_leaves_its_private_latents_at_the_prior():
     torch.testing.assert_close(one["private_x1"].std, torch.ones_like(one["private_x1"].std))
     assert not one["private_x1"].mean.any()
     assert (one["shared"].std > both["shared"].std).all()
+
+
+def test_in_training_each_row_is_decoded_in_one_of_its_bounds_which_stands_for_all():
+    rows = batch(table(6))
+    hide = torch.arange(6)[:, None].expand(6, 6) < 2
+    mixed = replace(rows, parts={**rows.parts, "x2": conceal(rows.parts["x2"], hide)})
+    model = model_of(mixed)
+    whole = [terms(model, mixed, seed) for seed in range(400)]
+    model.train()
+    lots = []
+    for seed in range(3000):
+        torch.manual_seed(seed)
+        lots.append({name: one.value.detach() for name, one in model.terms(mixed, mixed).items()})
+    kinds = ("nll", "self", "cross")
+    for name in ("x1", "x2"):
+        drawn = torch.stack([torch.stack([one[f"{kind}/{name}"] for kind in kinds]) for one in lots])
+        seen = mixed.parts[name].seen.any(-1)
+        assert ((drawn != 0).sum(1)[:, seen] == 1).all()
+        assert not drawn[:, 2, :2].any()  # nothing crosses to rows without another modality
+        mean, error = drawn.sum(1).mean(0), drawn.sum(1).std(0) / len(lots) ** 0.5
+        every = torch.stack([sum(one[f"{kind}/{name}"].value.detach() for kind in kinds) for one in whole])
+        spread = (error**2 + every.var(0) / len(whole)).sqrt()
+        assert ((mean - every.mean(0)).abs() < 4.5 * spread + 1e-12).all()
+    with torch.no_grad():
+        assert (model.terms(mixed, mixed)["nll/x1"].value != 0).all()
 
 
 def test_what_crosses_counts_where_another_modality_was_seen():

@@ -43,16 +43,22 @@ class AbstractExperts(ABC):
 
     @abstractmethod
     def product(self, chosen: Tensor) -> DiagonalLatent | GaussianLatent:
-        """The product of the chosen experts (M, B) of each object and the prior."""
+        """The product of the chosen experts (…, M, B) of each object and the prior, (…, B, Q)."""
 
-    def _sums(self, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Shift and precision of the chosen ones, and what the prior adds to the latter's diagonal (B, Q)."""
+    @abstractmethod
+    def each(self) -> DiagonalLatent | GaussianLatent:
+        """The product of every expert alone and the prior, (M, B, Q)."""
+
+    def _sums(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """Shift and precision of the chosen ones."""
         weight = chosen.to(self.shift.dtype)
-        shift = (weight[..., None] * self.shift).sum(0)
-        precision = (weight.view(*weight.shape, *[1] * (self.precision.ndim - 2)) * self.precision).sum(0)
-        diagonal = precision if precision.ndim == 2 else precision.diagonal(dim1=-2, dim2=-1)
-        prior = torch.where(diagonal > 0, LEAST, 1.0) if self.plain else torch.ones_like(diagonal)
-        return shift, precision, prior
+        axes = self.precision.ndim - 2
+        shift = (weight[..., None] * self.shift).sum(-3)
+        return shift, (weight.view(*weight.shape, *[1] * axes) * self.precision).sum(-2 - axes)
+
+    def _prior(self, diagonal: Tensor) -> Tensor:
+        """What the prior adds to the diagonal of a precision, (…, B, Q)."""
+        return torch.where(diagonal > 0, LEAST, 1.0) if self.plain else torch.ones_like(diagonal)
 
 
 @dataclass(frozen=True)
@@ -67,8 +73,13 @@ class DiagonalExperts(AbstractExperts):
     """
 
     def product(self, chosen: Tensor) -> DiagonalLatent:
-        shift, precision, prior = self._sums(chosen)
-        total = prior + precision
+        return self._posterior(*self._sums(chosen))
+
+    def each(self) -> DiagonalLatent:
+        return self._posterior(self.shift, self.precision)
+
+    def _posterior(self, shift: Tensor, precision: Tensor) -> DiagonalLatent:
+        total = self._prior(precision) + precision
         return DiagonalLatent(shift / total, total.rsqrt())
 
 
@@ -77,8 +88,13 @@ class FullExperts(AbstractExperts):
     """Experts with matrices Λ: with linear decoders and Gaussian cells they can be exact."""
 
     def product(self, chosen: Tensor) -> GaussianLatent:
-        shift, precision, prior = self._sums(chosen)
-        total = torch.diag_embed(prior) + precision
+        return self._posterior(*self._sums(chosen))
+
+    def each(self) -> GaussianLatent:
+        return self._posterior(self.shift, self.precision)
+
+    def _posterior(self, shift: Tensor, precision: Tensor) -> GaussianLatent:
+        total = torch.diag_embed(self._prior(precision.diagonal(dim1=-2, dim2=-1))) + precision
         mean = torch.linalg.solve(total.double(), shift.double()[..., None])[..., 0]
         return from_precision(mean.to(shift), total)
 
@@ -110,18 +126,25 @@ def sets_of_experts(fusion: Fusion, seen: Tensor) -> tuple[Tensor, Tensor]:
     return members, weight / weight.sum(0)
 
 
-def some_others(own: int, seen: Tensor) -> Tensor:
-    """A random set of the experts that saw something without one of them (M, B), empty only where there is no other.
+def some_others(seen: Tensor) -> Tensor:
+    """For every expert a random set of the others that saw something, (M, M, B), empty only where there is no other.
 
     One of the others is surely in it, each further one with probability one half; from torch's generator.
+
+    Arguments:
+        seen: Which experts saw something, (M, B).
+
+    Example:
+        >>> some_others(torch.tensor([[True], [False]]))[..., 0].tolist()
+        [[False, False], [True, False]]
     """
-    others = seen.clone()
-    others[own] = False
-    chance = torch.rand(seen.shape).to(seen.device)
-    first = torch.where(others, chance, -1.0).argmax(0)
-    kept = torch.rand(seen.shape).to(seen.device) < 0.5
-    kept[first, torch.arange(seen.shape[1], device=seen.device)] = True
-    return kept & others
+    count = len(seen)
+    others = seen & ~torch.eye(count, dtype=torch.bool, device=seen.device)[..., None]
+    if count <= 2:
+        return others
+    first = torch.where(others, torch.rand(others.shape).to(seen.device), -1.0).argmax(1, keepdim=True)
+    kept = torch.rand(others.shape).to(seen.device) < 0.5
+    return kept.scatter(1, first, value=True) & others
 
 
 def one_set(fusion: Fusion, seen: Tensor) -> Tensor:

@@ -42,9 +42,9 @@ class _Noisy(AbstractLikelihood, ABC):
         return f
 
     def total(self, part: Modality) -> Tensor:
-        """Learned plus known variance σ_d² + s_nd², shape (B, D)."""
+        """Learned plus known variance σ_d² + s_nd², shape (B, D), or (D,) without error bars."""
         learned = self.learned()
-        return learned.expand(part.value.shape) if part.sigma is None else learned + part.sigma.square()
+        return learned if part.sigma is None else learned + part.sigma.square()
 
     def start(self, offset: Tensor, noise: Tensor) -> Tensor:
         self.log_noise.copy_(noise.clamp_min(LEAST_NOISE).log())

@@ -62,6 +62,10 @@ class GaussianLatent:
         rows = self.factor[:, columns]
         return GaussianLatent(self.mean[:, columns], torch.linalg.cholesky_ex(rows @ rows.mT)[0])
 
+    def __getitem__(self, number: int) -> "GaussianLatent":
+        """Of several, (K, B, Q), one."""
+        return GaussianLatent(self.mean[number], None if self.factor is None else self.factor[number])
+
     def divergence(self) -> Tensor:
         r"""KL(q ‖ N(0, I)) by latent dimension, shape (B, Q).
 
@@ -98,6 +102,10 @@ class DiagonalLatent:
     def block(self, columns: Tensor) -> "DiagonalLatent":
         """The marginal of some latents."""
         return DiagonalLatent(self.mean[:, columns], self.std[:, columns])
+
+    def __getitem__(self, number: int) -> "DiagonalLatent":
+        """Of several, (K, B, Q), one."""
+        return DiagonalLatent(self.mean[number], self.std[number])
 
     def divergence(self) -> Tensor:
         """KL(q ‖ N(0, I)) by latent dimension, shape (B, Q)."""

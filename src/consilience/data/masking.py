@@ -104,6 +104,8 @@ class HidePatterns(AbstractPolicy):
     probability: float = 0.5
 
     def hide(self, target: Observations, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        if all(bool(part.seen.all()) for part in target.parts.values()):
+            return {}
         rows = len(target)
         other = torch.randperm(rows, generator=generator)
         chosen = torch.rand(rows, generator=generator) < self.probability

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -173,7 +174,7 @@ class ModalitySpec(Frozen):
     @property
     def size(self) -> int:
         """Number of cells D, the product of the event shape."""
-        return int(np.prod(self.shape, dtype=int))
+        return math.prod(self.shape)
 
     def cell_names(self) -> list[str]:
         """A name for each of the D cells: its own, its grid value, or its index."""

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
 from torch import Tensor, nn
@@ -231,6 +232,7 @@ def known_method(method: str, *others: str) -> None:
         raise RequestError(f"Expected method among {known}; got {method!r}.")
 
 
+@cache
 def slot(name: str) -> str:
     """A key for a modality in an ``nn.ModuleDict``, which refuses dots and its own attributes, such as "type".
 

@@ -27,7 +27,7 @@ References:
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import combinations
 from typing import ClassVar, Literal
 
@@ -46,7 +46,6 @@ from consilience.blocks.fusion import (
     sets_of_experts,
     some_others,
 )
-from consilience.blocks.information import Parts, kl_parts
 from consilience.blocks.likelihood_base import AbstractLikelihood
 from consilience.blocks.likelihoods import build_likelihood
 from consilience.blocks.physics import Disc, PhysicsDecoder, Profile
@@ -56,7 +55,8 @@ from consilience.data.observations import Observations
 from consilience.data.scaling import Scaler
 from consilience.data.schema import ModalitySpec, Schema
 from consilience.errors import SchemaError
-from consilience.models.base import AbstractFamily, AbstractModel, Batch, Group, PerObject, Term, slot
+from consilience.models.base import AbstractFamily, AbstractModel, Group, PerObject, Term, slot
+from consilience.models.bounds import Reading, Said, View, divergence, misfits
 from consilience.models.discs import disc_start, refined_discs, settle_discs
 from consilience.models.latent import LatentConditional, flat
 from consilience.models.layout import Layout
@@ -138,29 +138,6 @@ class DisentangledVAE(AbstractFamily):
             )
 
 
-@dataclass(frozen=True, slots=True)
-class _View:
-    """One modality: the latents it reads, its decoder and its likelihood."""
-
-    columns: Tensor
-    decoder: nn.Module
-    likelihood: AbstractLikelihood
-
-    def moments(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """f at rows of its latents (R, Q_m), which has no variance of its own."""
-        f = self.decoder(z)
-        return f, torch.zeros_like(f)
-
-
-@dataclass(frozen=True, slots=True)
-class _Reading:
-    """Latents of a batch from which a modality is reconstructed, and the rows where that counts."""
-
-    kind: str
-    z: Tensor
-    counts: Tensor
-
-
 class _Module(AbstractModel):
     capabilities: ClassVar[frozenset[str]] = frozenset({"density", "latent", "generate", "limits"})
     heard: Tensor  # 1 for latents that encoders say anything of, else 0, (Q,)
@@ -200,58 +177,57 @@ class _Module(AbstractModel):
         All of what the context shows, so that they are bounds of the density of an incomplete row.
         """
         experts, seen = self.experts(context)
-        columns, everyone = self.layout.columns(), torch.ones_like(seen[0])
-        shared = columns.get("shared", torch.arange(0))
+        everyone, places, names = torch.ones_like(seen[0]), self.layout.places(), self.schema.names
+        often, shared = everyone.to(experts.shift), places.get("shared", slice(0, 0))
+        objects = self.objects if self.config.parts else None
         found: dict[str, Term] = {}
-        readings: dict[str, list[_Reading]] = {name: [] for name in context.parts}
+        readings: list[Reading] = []
+        alone = Said.of(experts.each())
         if "joint" in self.config.bounds:
-            whole = self.heeded(experts, seen).product(seen)
-            q = experts.product(one_set(self.config.fusion, seen)) if self.config.fusion != "product" else whole
-            z = _drawn(whole) if q is whole else self._joined(_drawn(q), _drawn(whole))
-            for name in context.parts:
-                readings[name].append(_Reading("nll", self._with_discs(z, z), everyone))
-            found |= self._divergence("shared", q, z, shared, everyone.to(z))
-            by_name = dict(zip(self.schema.names, seen, strict=True))
+            said = self._joint(experts, seen)
+            readings.append(Reading("nll", self._with_discs(said.z, said.z).expand_as(alone.z), torch.ones_like(seen)))
+            found |= divergence("shared", said, shared, often, objects)
+            by_name = dict(zip(names, seen, strict=True))
             rows = {block: by_name.get(block.partition("_")[2], seen.any(0)) for block in self.blocks}
-            found |= self.club.terms(z, columns, rows)
-        for number, name in enumerate(context.parts):
-            own = seen & (torch.arange(len(seen), device=seen.device) == number)[:, None]
-            single = experts.product(own)
-            z = _drawn(single)
-            bounds = everyone.to(z) * ("joint" in self.config.bounds)  # in which its private latents are drawn
+            found |= self.club.terms(said.z, places, rows)
+        if "self" in self.config.bounds:
+            readings.append(Reading("self", self._with_discs(alone.z, alone.z), torch.ones_like(seen)))
+        if crosses := "cross" in self.config.bounds and self.common > 0 and len(seen) > 1:
+            others = some_others(seen)
+            guess = Said.of(experts.product(others))
+            there = seen & others.any(1)
+            readings.append(Reading("cross", self._joined(guess.z, alone.z), there))
+        counts = torch.stack([one.counts for one in readings]).to(often).sum(0)  # bounds with private latents
+        for number, name in enumerate(names):
+            own, disc = alone[number], f"physics_{name}"
             if "self" in self.config.bounds:
-                readings[name].append(_Reading("self", self._with_discs(z, z), everyone))
-                bounds = bounds + 1
-                found |= self._divergence(f"self_{name}", single, z, shared, everyone.to(z))
-            if f"physics_{name}" in columns:
-                found |= self._disc(name, single, z, context)
-            if "cross" in self.config.bounds and self.common and len(seen) > 1:
-                others = some_others(number, seen)
-                there = seen[number] & others.any(0)
-                q = experts.product(others)
-                z = self._joined(_drawn(q), _drawn(single))
-                readings[name].append(_Reading("cross", z, there))
-                bounds = bounds + there
-                guessed = torch.cat([shared, columns.get(f"physics_{name}", torch.arange(0))])
-                found |= self._divergence(f"cross_{name}", q, z, guessed, there.to(z))
-            if f"private_{name}" in columns:
-                found |= self._divergence(f"private_{name}", single, z, columns[f"private_{name}"], bounds)
-        for name, view in self.views().items():
-            cells, several = flat(context.parts[name]), readings[name]
-            f = view.decoder(torch.cat([one.z[:, view.columns.to(one.z.device)] for one in several]))
-            each = f.unflatten(0, (len(several), -1))
-            values = view.likelihood.expected(cells, each, torch.zeros_like(each)).sum(-1)
-            for one, value in zip(several, values, strict=True):
-                found[f"{one.kind}/{name}"] = PerObject(-torch.where(one.counts, value, 0.0), everyone)
-        return found
+                found |= divergence(f"self_{name}", own, shared, often, objects)
+            if disc in places:
+                found |= self._disc(name, own.q, own.z, context)
+            if crosses:
+                times = there[number].to(often)
+                found |= divergence(f"cross_{name}", guess[number], shared, times, objects)
+                if disc in places:
+                    found |= divergence(f"cross_{disc}", guess[number], places[disc], times, objects)
+            if f"private_{name}" in places:
+                found |= divergence(f"private_{name}", own, places[f"private_{name}"], counts[number], objects)
+        return found | misfits(self.views(), context, readings, lots=self.training and torch.is_grad_enabled())
+
+    def _joint(self, experts: AbstractExperts, seen: Tensor) -> Said:
+        """The posterior given all modalities: of a mixture's sets one for each object."""
+        whole = Said.of(self.heeded(experts, seen).product(seen))
+        if self.config.fusion == "product":
+            return whole
+        one = Said.of(experts.product(one_set(self.config.fusion, seen)))
+        return replace(one, z=self._joined(one.z, whole.z))
 
     def _joined(self, common: Tensor, own: Tensor) -> Tensor:
         """Latents that every encoder reads from one draw, private ones from another."""
-        return torch.cat([common[:, : self.common], own[:, self.common :]], -1)
+        return torch.cat([common[..., : self.common], own[..., self.common :]], -1)
 
     def completed(self, z: Tensor, q: DiagonalLatent | GaussianLatent) -> Tensor:
         """Draws with what q says of discs, which they do not move."""
-        return self._with_discs(z, _drawn(q)) if self.config.physics else z
+        return self._with_discs(z, Said.of(q).z)
 
     def kept(self, rows: Observations) -> Tensor:
         """The bounds of discs, which networks that are brought near something else must not forget."""
@@ -259,15 +235,17 @@ class _Module(AbstractModel):
         for name in self.config.physics:
             alone = rows.select(name)
             experts, seen = self.experts(alone)
-            single = experts.product(seen)
-            terms = self._disc(name, single, _drawn(single), alone).values()
+            own = Said.of(experts.product(seen))
+            terms = self._disc(name, own.q, own.z, alone).values()
             value = value + torch.stack([term.value.mean() for term in terms]).sum()
         return value
 
     def _with_discs(self, z: Tensor, other: Tensor) -> Tensor:
         """Draws with the parameters of discs from others, which nothing but the discs moves."""
+        if not self.config.physics:
+            return z
         shared = self.config.shared
-        return torch.cat([z[:, :shared], other[:, shared : self.common].detach(), z[:, self.common :]], -1)
+        return torch.cat([z[..., :shared], other[..., shared : self.common].detach(), z[..., self.common :]], -1)
 
     def _disc(self, name: str, q: DiagonalLatent | GaussianLatent, z: Tensor, context: Observations) -> dict[str, Term]:
         """The bound of a modality that is nothing but its disc."""
@@ -281,23 +259,6 @@ class _Module(AbstractModel):
     def discs_of(self) -> Mapping[str, Disc]:
         """The disc of every image that has one."""
         return {name: self.decoders[slot(name)].disc for name in self.config.physics}  # type: ignore[misc]
-
-    def _divergence(
-        self, name: str, q: DiagonalLatent | GaussianLatent, z: Tensor, columns: Tensor, times: Tensor
-    ) -> dict[str, Term]:
-        """KL of some latents from the prior, as often as it counts for each object (B,), or its three parts."""
-        if not len(columns):
-            return {}
-        if not self.config.parts:
-            value = q.divergence()[:, columns].sum(-1) * times
-            return {f"kl/{name}": PerObject(value, torch.ones_like(times, dtype=torch.bool))}
-        rows = times > 0
-        some = q.block(columns)
-        assert isinstance(some, DiagonalLatent)
-        if not bool(rows.any()):
-            return {f"kl/{part}_{name}": Batch(z.new_zeros(())) for part in Parts._fields}
-        parts = kl_parts(z[rows][:, columns], DiagonalLatent(some.mean[rows], some.std[rows]), self.objects)
-        return {f"kl/{part}_{name}": Batch(value * times.mean()) for part, value in parts._asdict().items()}
 
     @torch.no_grad()
     def condition(self, context: Observations) -> LatentConditional:
@@ -383,17 +344,12 @@ class _Module(AbstractModel):
             experts = replace(experts, shift=experts.shift * said, precision=experts.precision * said)
         return experts
 
-    def views(self) -> dict[str, _View]:
+    def views(self) -> dict[str, View]:
         """What every modality makes of the latents."""
         return {
-            name: _View(self.layout.used(name), self.decoders[slot(name)], self._likelihood(name))
+            name: View(self.layout.used(name), self.decoders[slot(name)], self._likelihood(name))
             for name in self.schema.names
         }
 
     def _likelihood(self, name: str) -> AbstractLikelihood:
         return self.likelihoods[slot(name)]  # type: ignore[return-value]
-
-
-def _drawn(q: DiagonalLatent | GaussianLatent) -> Tensor:
-    """One draw (B, Q), from torch's generator."""
-    return q.draw(torch.randn(1, *q.mean.shape).to(q.mean))[0]

@@ -44,13 +44,17 @@ class Layout:
         """Number of those that every encoder reads."""
         return sum(spec.size for name, spec in self.blocks.items() if not name.startswith("private_"))
 
-    def columns(self) -> dict[str, Tensor]:
-        """Latents of each block."""
+    def places(self) -> dict[str, slice]:
+        """Where each block stands."""
         found, begin = {}, 0
         for block, spec in self.blocks.items():
-            found[block] = torch.arange(begin, begin + spec.size)
+            found[block] = slice(begin, begin + spec.size)
             begin += spec.size
         return found
+
+    def columns(self) -> dict[str, Tensor]:
+        """Latents of each block."""
+        return {block: torch.arange(place.start, place.stop) for block, place in self.places().items()}
 
     def some(self, *blocks: str) -> Tensor:
         """Latents of these blocks in this order; none of blocks that are not there."""

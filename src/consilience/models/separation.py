@@ -34,18 +34,18 @@ class Separation(nn.ModuleDict):
         for pair, (one, other) in self.names.items():
             self[slot(pair)] = ConditionalGaussian(blocks[one].size, blocks[other].size, hidden)
 
-    def terms(self, z: Tensor, columns: Mapping[str, Tensor], seen: Mapping[str, Tensor]) -> dict[str, Term]:
+    def terms(self, z: Tensor, columns: Mapping[str, slice], seen: Mapping[str, Tensor]) -> dict[str, Term]:
         """``mi``, of draws z (B, Q) in the rows where both blocks tell of something, and ``fit``, what it learns by.
 
         Arguments:
             z: Draws of all latents.
-            columns: Latents of each block.
+            columns: Where each block stands among them.
             seen: Rows in which a modality's own blocks tell of something, by block (B,).
         """
         found: dict[str, Term] = {}
         for pair, (one, other) in self.names.items():
             x, y = (
-                z[:, columns[block].to(z.device)].detach() if block in self.fixed else z[:, columns[block].to(z.device)]
+                z[:, columns[block]].detach() if block in self.fixed else z[:, columns[block]]
                 for block in (one, other)
             )
             both = seen[one] & seen[other]

@@ -133,12 +133,12 @@ def adam(groups: Iterable[Group], rate: float, weight_decay: float = 0.0) -> tor
     Weight decay is decoupled from the moments (Loshchilov & Hutter, 2019): each step multiplies the matrices of
     networks by 1 - rate · decay. It spares vectors, which are offsets, noises and scales.
     """
-    options = []
+    alike: dict[tuple[float, float], list[nn.Parameter]] = {}
     for group in groups:
-        for shrinks in (False, True):
-            some = [p for p in group.parameters.values() if (group.decays and p.ndim > 1) == shrinks]
-            if some:
-                options.append({"params": some, "factor": group.factor, "weight_decay": weight_decay * shrinks})
+        for parameter in group.parameters.values():
+            shrinks = weight_decay if group.decays and parameter.ndim > 1 else 0.0
+            alike.setdefault((group.factor, shrinks), []).append(parameter)
+    options = [{"params": some, "factor": factor, "weight_decay": decay} for (factor, decay), some in alike.items()]
     return torch.optim.AdamW(options, lr=rate, fused=True)
 
 

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -66,27 +67,24 @@ def objective(terms: Mapping[str, Term], weights: Mapping[str, float]) -> tuple[
     Raises:
         TrainingError: a term is not finite; names it.
     """
-    total: Tensor | None = None
-    values: dict[str, float] = {}
-    for name, term in terms.items():
-        if weights[name] == 0:
-            continue
-        reduced = _reduce(term)
-        values[name] = float(reduced.detach())
-        if not math.isfinite(values[name]):
+    named = {name: term for name, term in terms.items() if weights[name] != 0}
+    if not named:
+        raise TrainingError("Expected at least one term with a weight; got none. Raise a weight above 0.")
+    reduced = {name: term.value for name, term in named.items() if not isinstance(term, PerObject)}
+    several = {name: term for name, term in named.items() if isinstance(term, PerObject)}
+    if several:
+        value = torch.stack([term.value for term in several.values()])
+        rows = torch.stack([term.applies for term in several.values()]).to(value.dtype)
+        means = (value * rows).sum(-1) / rows.sum(-1).clamp_min(1)
+        reduced |= dict(zip(several, means, strict=True))
+    each = torch.stack([reduced[name] for name in named])
+    values = dict(zip(named, each.detach().tolist(), strict=True))
+    for name, value in values.items():
+        if not math.isfinite(value):
             kind, _, detail = name.partition("/")
             raise TrainingError(
-                f"Expected a finite term {name!r}; got {values[name]} ({kind} of '{detail}'). "
+                f"Expected a finite term {name!r}; got {value} ({kind} of '{detail}'). "
                 f"Check '{detail}' for extreme values or tiny error bars, or lower the learning rate."
             )
-        total = weights[name] * reduced if total is None else total + weights[name] * reduced
-    if total is None:
-        raise TrainingError("Expected at least one term with a weight; got none. Raise a weight above 0.")
+    total = (each * each.new_tensor([weights[name] for name in named])).sum()
     return total, values
-
-
-def _reduce(term: Term) -> Tensor:
-    if isinstance(term, PerObject):
-        rows = term.applies.to(term.value.dtype)
-        return (term.value * rows).sum() / rows.sum().clamp_min(1)
-    return term.value
