@@ -98,9 +98,11 @@ def misfits(
     z = torch.stack([one.z for one in readings])
     weight = counts.to(z)
     if lots:
-        lot = torch.where(counts, torch.rand(counts.shape).to(z), -1.0).argmax(0)
-        drawn = nn.functional.one_hot(lot, len(readings)).movedim(-1, 0).to(z)
-        z, weight = (drawn[..., None] * z).sum(0, keepdim=True), weight.sum(0) * drawn
+        order = counts.cumsum(0)
+        # one random number for the batch, whose rows are evenly spaced from it: bounds get the same share of them
+        u = (torch.rand(len(views), 1) + torch.arange(z.shape[2]) / z.shape[2]).to(z) % 1
+        drawn = (counts & (order == (u * order[-1]).floor() + 1)).to(z)
+        z, weight = (drawn[..., None] * z).sum(0, keepdim=True), order[-1] * drawn
     values = []
     for number, (name, view) in enumerate(views.items()):
         f = view.decoder(z[:, number].flatten(0, 1).index_select(-1, view.columns.to(z.device)))
