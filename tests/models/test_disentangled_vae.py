@@ -77,6 +77,16 @@ def test_in_training_each_row_is_decoded_in_one_of_its_bounds_which_stands_for_a
         assert (model.terms(mixed, mixed)["nll/x1"].value != 0).all()
 
 
+def test_encoders_begin_as_quiet_about_private_latents_as_they_are_told():
+    rows = batch(table())
+    widths = {}
+    for quiet in (-5.0, 0.0):
+        latent = model_of(rows, quiet=quiet).condition(rows).latent()
+        widths[quiet] = float(latent["private_x1"].std.mean()), float(latent["shared"].std.mean())
+    assert widths[-5.0][0] > 0.99 > 0.9 > widths[0.0][0]
+    assert widths[-5.0][1] == widths[0.0][1] < 0.9
+
+
 def test_what_crosses_counts_where_another_modality_was_seen():
     rows = batch(table())
     model = model_of(rows)

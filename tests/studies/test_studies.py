@@ -17,7 +17,7 @@ from consilience.simulators.quasar_spectra import GRID
 from consilience.studies import quasars_hst, runner
 from consilience.studies.fly import heading_error
 from consilience.studies.galaxy_discs import least_squares
-from consilience.studies.galaxy_fits import Settings
+from consilience.studies.galaxy_fits import Settings, Split
 from consilience.studies.galaxy_sweeps import _rows, variations
 from consilience.studies.hyperspectral import _predicted
 from consilience.studies.linear import mean_spectrum, principal_components
@@ -408,6 +408,17 @@ def test_discs_of_galaxies(tmp_path):
     for which in ("", "_same_rows", "_least_squares"):
         assert np.isfinite([numbers[f"r2_{name}{which}"] for name in ("radius", "axis_ratio", "angle")]).all()
     assert numbers["physics_share_min"] == numbers["physics_share"]
+
+
+def test_images_count_for_less_where_there_are_spectra_too():
+    config = runner.configuration("galaxies", quick=True)
+    settings = validated(Settings, config.study, where="[study]")
+    table = galaxies(2, seed=0, bins=16, pixels=8)
+    split = Split(settings, config.config.train, config.config.family, table, table, 0, 0)
+    own, both = split.weights("vae_image"), split.weights("dmvae")
+    assert own == config.config.train.weights
+    assert set(both) - set(own) == {"nll/image", "self/image", "cross/image"}
+    assert set(split.weights("dmvae_club_physics")) - set(both) == {"mi/*"}
 
 
 def test_half_of_the_rows_lack_a_modality():

@@ -15,7 +15,6 @@ __all__ = ["Architecture", "Decoder", "FactorEncoder", "Form", "Kind", "cell_wei
 
 Form = Literal["likelihood", "posterior", "plain"]
 Kind = Literal["dense", "linear", "conv"]
-QUIET = -5.0  # log precision of a factor that says next to nothing
 SHARPEST = 14.0  # largest log precision of a factor
 
 
@@ -117,19 +116,27 @@ class FactorEncoder(nn.Module):
         latents: Q.
         form: What the experts are.
         full: Whether Λ has off-diagonal elements.
-        quiet: Latents, the last ones, of which it says next to nothing before it is trained; none if full.
+        private: Latents, the last ones, of which it is quiet at first; none if full.
+        quiet: Log precision of what it says of these before it is trained.
     """
 
-    quiet: Tensor
+    first: Tensor
 
     def __init__(
-        self, architecture: Architecture, latents: int, *, form: Form, full: bool = False, quiet: int = 0
+        self,
+        architecture: Architecture,
+        latents: int,
+        *,
+        form: Form,
+        full: bool = False,
+        private: int = 0,
+        quiet: float = 0.0,
     ) -> None:
         super().__init__()
         self.form, self.full, self.latents = form, full, latents
         self.reader = architecture.reader(latents + (latents * (latents + 1) // 2 if full else latents))
-        whispers = torch.arange(latents) >= latents - quiet
-        self.register_buffer("quiet", torch.where(whispers, QUIET, 0.0), persistent=False)
+        whispers = torch.arange(latents) >= latents - private
+        self.register_buffer("first", torch.where(whispers, quiet, 0.0), persistent=False)
 
     def forward(self, value: Tensor, known: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
         """η (B, Q), and Λ of shape (B, Q) or (B, Q, Q).
@@ -149,7 +156,7 @@ class FactorEncoder(nn.Module):
             matrix = factor @ factor.mT
             return torch.where(there, first, 0.0), torch.where(there[..., None], matrix, 0.0)
         # of half of the cells half of what they know
-        log_precision = (self.quiet + second).clamp_max(SHARPEST)
+        log_precision = (self.first + second).clamp_max(SHARPEST)
         precision = torch.where(there, weight.mean(-1, keepdim=True) * log_precision.exp(), 0.0)
         scale = 1 + precision if self.form == "posterior" else precision
         return torch.where(there, scale * first, 0.0), precision

@@ -89,6 +89,7 @@ class DisentangledVAE(AbstractFamily):
     fusion: Fusion = "product"  # of what the modalities say of the shared latents
     experts: Form = "likelihood"  # what they say: factors, posteriors, or factors to be multiplied without the prior
     posterior: Literal["diagonal", "full"] = "diagonal"  # full: experts know how latents depend on each other
+    quiet: float = Field(default=-5.0, le=0)  # log precision of what encoders say of private latents at first
     bounds: tuple[Bound, ...] = Field(default=("joint", "self", "cross"), min_length=1)  # that are maximised together
     club: bool = False  # keep every two blocks apart: terms mi and fit
     physics: dict[str, Profile] = {}  # images that a disc explains, and a network what it leaves
@@ -154,7 +155,7 @@ class _Module(AbstractModel):
             kind, latents = config.networks.get(spec.name, "dense"), config.shared + own
             nets = Architecture(kind, spec.shape, likelihood.functions, config.hidden, config.channels)
             encoders[key] = FactorEncoder(
-                nets, self.common + own, form=config.experts, full=full, quiet=0 if full else own
+                nets, self.common + own, form=config.experts, full=full, private=0 if full else own, quiet=config.quiet
             )
             if profile := config.physics.get(spec.name):
                 decoders[key] = PhysicsDecoder(latents, nets, profile, asinh=spec.scaling == "asinh")

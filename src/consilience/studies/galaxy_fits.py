@@ -44,6 +44,7 @@ class Settings(Frozen):
     crossed: int = Field(ge=2)  # test rows of which one modality is drawn from the other
     draws: int = Field(ge=2)  # whose mean is compared there
     workers: int = Field(default=1, ge=1)  # processes that simulate
+    influence: dict[str, Weight] = {}  # weights of terms of models that have both modalities
     club: dict[str, Weight]  # weights of the terms with CLUB
     profile: Profile  # of the physics decoder
     blocks: tuple[int, ...] = ()  # sizes of shared and of private blocks, of the grid
@@ -72,14 +73,19 @@ class Split:
         """The model of this name, trained or as it was kept."""
         family, reads = self._family(name)
         images = tuple(one for one in self.config.augment if one in reads)
-        config = self.config.model_copy(update={"seed": self.seed, "augment": images})
-        if name.startswith("dmvae_club"):
-            config = config.model_copy(update={"weights": {**config.weights, **self.size.club}})
+        changed = {"seed": self.seed, "augment": images, "weights": self.weights(name)}
+        config = self.config.model_copy(update=changed)
         if name == "regression_both":
             # images are learned by heart sooner than spectra are understood
             masking = HideModalities(probability=0.5, names=("image",))
             config = config.model_copy(update={"masking": masking})
         return kept.model(self.label(name), lambda: fit(family, self.train.select(*reads).renumbered(), config))
+
+    def weights(self, name: str) -> dict[str, Weight]:
+        """Of the terms of the model of this name."""
+        both = self.size.influence if name.startswith("dmvae") else {}
+        apart = self.size.club if name.startswith("dmvae_club") else {}
+        return {**self.config.weights, **both, **apart}
 
     def _family(self, name: str) -> tuple[AbstractFamily, tuple[str, ...]]:
         """Its configuration, and the modalities it is trained on."""

@@ -98,7 +98,7 @@ def _penalty(club: Mapping[str, Weight], weight: float) -> dict[str, Weight]:
 
 
 def _measured(one: Variation, split: Split) -> dict[str, FloatArray]:
-    weights = {**split.config.weights, **one.weights}
+    weights = {**split.config.weights, **split.size.influence, **one.weights}
     config = split.config.model_copy(
         update={"seed": split.seed, "weights": weights, "learning_rate": one.rate or split.config.learning_rate}
     )
