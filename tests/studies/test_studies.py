@@ -398,6 +398,8 @@ def test_every_experiment_varies_what_it_says():
     assert found["grid"]["shared_4_private_48_club"].family.private == {"image": 48, "spectrum": 48}
     assert [one.family.club for one in found["frontier"].values()] == [False, *[True] * 6]
     assert found["frontier"]["weight_30"].weights["mi/*"].stop == 30
+    private = [one.weights["kl/private_*"] for size in ("grid", "frontier") for one in found[size].values()]
+    assert private == [settings.club["kl/private_*"]] * len(private)
     assert {one.rate for one in found["rates"].values()} == {3e-4, 1e-3, 3e-3}
     with pytest.raises(SchemaError, match="values of 'blocks'"):
         variations(settings.model_copy(update={"experiment": "grid"}), config.config.family)
@@ -418,7 +420,7 @@ def test_images_count_for_less_where_there_are_spectra_too():
     own, both = split.weights("vae_image"), split.weights("dmvae")
     assert own == config.config.train.weights
     assert set(both) - set(own) == {"nll/image", "self/image", "cross/image"}
-    assert set(split.weights("dmvae_club_physics")) - set(both) == {"mi/*"}
+    assert set(split.weights("dmvae_club_physics")) - set(both) == {"mi/*", "kl/private_*"}
 
 
 def test_half_of_the_rows_lack_a_modality():

@@ -45,6 +45,7 @@ class Settings(Frozen):
     draws: int = Field(ge=2)  # whose mean is compared there
     workers: int = Field(default=1, ge=1)  # processes that simulate
     influence: dict[str, Weight] = {}  # weights of terms of models that have both modalities
+    quiet: float = 0.0  # of the DMVAE without CLUB, whose blocks need not be apart
     club: dict[str, Weight]  # weights of the terms with CLUB
     profile: Profile  # of the physics decoder
     blocks: tuple[int, ...] = ()  # sizes of shared and of private blocks, of the grid
@@ -100,7 +101,9 @@ class Split:
             both, network = own.shared + own.private.get(which, 0), own.networks.get(which, "dense")
             return VAE(latent_dim=both, network=network, hidden=hidden, channels=channels), reads
         physics = {"image": self.size.profile} if which == "club_physics" else {}
-        return own.model_copy(update={"club": which.startswith("club"), "physics": physics}), reads
+        apart = which.startswith("club")
+        quiet = own.quiet if apart else self.size.quiet
+        return own.model_copy(update={"club": apart, "physics": physics, "quiet": quiet}), reads
 
 
 def scores(name: str, split: Split, kept: Kept) -> dict[str, FloatArray]:

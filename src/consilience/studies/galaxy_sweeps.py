@@ -69,7 +69,7 @@ def variations(size: Settings, family: DisentangledVAE) -> list[Variation]:
         Variation(
             f"shared_{shared}_private_{private}" + "_club" * own.club,
             own.model_copy(update={"shared": shared, "private": dict.fromkeys(READ, private)}),
-            size.club if own.club else {},
+            size.club if own.club else _penalty(size.club, 0.0),
         )
         for own in (plain, apart)
         for shared in size.blocks
@@ -90,10 +90,10 @@ def run_sweep(splits: Sequence[Split], kept: Kept) -> Results:
 
 
 def _penalty(club: Mapping[str, Weight], weight: float) -> dict[str, Weight]:
-    """The ramp of CLUB's terms to another weight."""
+    """The weights with CLUB, its own terms ramped to another one."""
     return {
-        name: ramp.model_copy(update={"stop": weight}) if isinstance(ramp, Ramp) else weight
-        for name, ramp in club.items()
+        name: one.model_copy(update={"stop": weight}) if isinstance(one, Ramp) and name.startswith("mi/") else one
+        for name, one in club.items()
     }
 
 
