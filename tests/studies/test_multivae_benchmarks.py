@@ -19,11 +19,14 @@ def test_our_step_has_the_terms_of_the_peer():
     rows = []
     for decoder in model.decoders.values():
         decoder.register_forward_hook(lambda module, given, found: rows.append(len(found)))
-    terms = model.terms(table[:16], table[:16])
+    terms = model.eval().terms(table[:16], table[:16])
     bounds = {f"{kind}/{name}" for kind in ("nll", "self", "cross") for name in ("x1", "x2")}
     divergences = {f"kl/{kind}_{name}" for kind in ("self", "cross", "private") for name in ("x1", "x2")}
     assert set(terms) == bounds | divergences | {"kl/shared"}
     assert rows == [3 * 16, 3 * 16]  # three reconstructions of each modality, as the peer's three bounds
+    by_lot = model.train().terms(table[:16], table[:16])
+    assert set(by_lot) == set(terms)
+    assert rows[2:] == [16, 16]  # in training one of them for each row, which stands for all
     assert model.decoders["x1"].layers[0].in_features == 4
     assert table.parts["x1"].value.dtype == torch.float32
 
