@@ -148,6 +148,9 @@ class _Module(AbstractModel):
         self.config, self.schema, self.objects = config, schema, objects
         self.layout = Layout.of(schema, shared=config.shared, private=config.private, physics=config.physics)
         self.blocks, self.size, self.common = self.layout.blocks, self.layout.size, self.layout.common
+        self.places = self.layout.places()
+        self.read = {name: self.layout.read(name) for name in schema.names}
+        self.used = {name: self.layout.used(name) for name in schema.names}
         encoders, decoders, likelihoods, discs, fits = {}, {}, {}, {}, {}
         for spec in schema.modalities:
             own, key, full = config.private.get(spec.name, 0), slot(spec.name), config.posterior == "full"
@@ -178,7 +181,7 @@ class _Module(AbstractModel):
         All of what the context shows, so that they are bounds of the density of an incomplete row.
         """
         experts, seen = self.experts(context)
-        everyone, places, names = torch.ones_like(seen[0]), self.layout.places(), self.schema.names
+        everyone, places, names = torch.ones_like(seen[0]), self.places, self.schema.names
         often, shared = everyone.to(experts.shift), places.get("shared", slice(0, 0))
         objects = self.objects if self.config.parts else None
         found: dict[str, Term] = {}
@@ -326,7 +329,7 @@ class _Module(AbstractModel):
         """What every modality says of all latents, and which of them saw anything, (M, B)."""
         shifts, precisions, seen = [], [], []
         for name, part in context.parts.items():
-            cells, columns = flat(part), self.layout.read(name).to(part.value.device)
+            cells, columns = flat(part), self.read[name].to(part.value.device)
             value, known = self._likelihood(name).pseudo(cells)
             wide = cells.seen.repeat_interleave(self._likelihood(name).functions, -1)
             shift, precision = self.encoders[slot(name)](value, known, wide)
@@ -348,7 +351,7 @@ class _Module(AbstractModel):
     def views(self) -> dict[str, View]:
         """What every modality makes of the latents."""
         return {
-            name: View(self.layout.used(name), self.decoders[slot(name)], self._likelihood(name))
+            name: View(self.used[name], self.decoders[slot(name)], self._likelihood(name))
             for name in self.schema.names
         }
 
