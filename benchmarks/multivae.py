@@ -5,8 +5,9 @@ objective is the same: every modality is reconstructed from the joint, its own a
 divergences of the blocks are those of three posteriors each (ours counts KL(q(s | x_m) || p(s)) in two bounds where the
 peer's counts it in one). The peer decodes every row in all three of them. Ours decodes it in one that is drawn by lot
 and counts three times: an estimate of the same gradient with more noise. So this is seconds per step, not per amount of
-work; what the noise costs is for ``factors`` and ``study galaxies`` to say. Ours also learns a noise variance per cell and reads which cells were seen. A step is all that a
-loop does from the rows' numbers to Adam's step; the peer is spared its loader, which fetches rows one by one.
+work; what the noise costs is for ``factors`` and ``study galaxies`` to say. Ours also learns a noise variance per cell
+and reads which cells were seen. A step is all that a loop does from the rows' numbers to Adam's step; the peer is
+spared its loader, which fetches rows one by one.
 
 Each contender has a process of its own, in its environment, and waits while the other steps. ``speedup_step`` is the
 least over sizes and threads of the peer's median seconds over ours. Memory is what a process has resident at most, less
