@@ -397,12 +397,24 @@ def test_every_experiment_varies_what_it_says():
     assert len(found["grid"]) == 18
     assert found["grid"]["shared_4_private_48_club"].family.private == {"image": 48, "spectrum": 48}
     assert [one.family.club for one in found["frontier"].values()] == [False, *[True] * 6]
-    assert found["frontier"]["weight_30"].weights["mi/*"].stop == 30
-    private = [one.weights["kl/private_*"] for size in ("grid", "frontier") for one in found[size].values()]
-    assert private == [settings.club["kl/private_*"]] * len(private)
+    club = settings.weights["dmvae_club"]
+    assert found["frontier"]["weight_30"].weights(club) == club | {"mi/*": club["mi/*"].model_copy(update={"stop": 30})}
+    assert all(one.weights(club) == club for one in found["grid"].values())
     assert {one.rate for one in found["rates"].values()} == {3e-4, 1e-3, 3e-3}
     with pytest.raises(SchemaError, match="values of 'blocks'"):
         variations(settings.model_copy(update={"experiment": "grid"}), config.config.family)
+
+
+def test_weights_of_the_longest_name_win():
+    config = runner.configuration("galaxies")
+    own = config.config.train.weights
+    size = validated(Settings, config.study, where="[study]").model_copy(
+        update={"weights": {"dmvae_club": {"kl/*": 3.0}, "dmvae": {"kl/*": 2.0, "nll/*": 0.5}}}
+    )
+    split = Split(size, config.config.train, config.config.family, None, None, 0, 0)
+    assert split.weights("vae_image") == own
+    assert split.weights("dmvae") == own | {"kl/*": 2.0, "nll/*": 0.5}
+    assert split.weights("dmvae_club_physics") == own | {"kl/*": 3.0, "nll/*": 0.5}
 
 
 def test_discs_of_galaxies(tmp_path):

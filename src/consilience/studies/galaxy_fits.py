@@ -44,9 +44,8 @@ class Settings(Frozen):
     crossed: int = Field(ge=2)  # test rows of which one modality is drawn from the other
     draws: int = Field(ge=2)  # whose mean is compared there
     workers: int = Field(default=1, ge=1)  # processes that simulate
-    influence: dict[str, Weight] = {}  # weights of terms of models that have both modalities
+    weights: dict[str, dict[str, Weight]] = {}  # of terms, of models whose names begin so; the longest name wins
     quiet: float = 0.0  # of the DMVAE without CLUB, whose blocks need not be apart
-    club: dict[str, Weight]  # weights of the terms with CLUB
     profile: Profile  # of the physics decoder
     blocks: tuple[int, ...] = ()  # sizes of shared and of private blocks, of the grid
     penalties: tuple[float, ...] = ()  # weights of CLUB, of the frontier; 0 is without
@@ -84,9 +83,11 @@ class Split:
 
     def weights(self, name: str) -> dict[str, Weight]:
         """Of the terms of the model of this name."""
-        both = self.size.influence if name.startswith("dmvae") else {}
-        apart = self.size.club if name.startswith("dmvae_club") else {}
-        return {**self.config.weights, **both, **apart}
+        found = dict(self.config.weights)
+        for begins in sorted(self.size.weights, key=len):
+            if name.startswith(begins):
+                found |= self.size.weights[begins]
+        return found
 
     def _family(self, name: str) -> tuple[AbstractFamily, tuple[str, ...]]:
         """Its configuration, and the modalities it is trained on."""
@@ -205,4 +206,3 @@ def _trees(split: Split) -> FloatArray:
     trees = HistGradientBoostingRegressor(early_stopping=True, random_state=split.seed)  # type: ignore[arg-type]
     y = split.train.parts["labels"].value
     return np.stack([trees.fit(x, y[:, cell]).predict(other) for cell in range(y.shape[1])], axis=1)
-

@@ -31,16 +31,24 @@ class Variation:
     Arguments:
         name: In tables and in the names of numbers.
         family: Its configuration.
-        weights: Of terms, over those of the configuration.
+        penalty: Weight of CLUB's own terms; None for that of the settings.
         rate: Of learning; None for that of the configuration.
         rows: "all"; "half" of them without one of their modalities; or only the "complete" ones of these.
     """
 
     name: str
     family: DisentangledVAE
-    weights: Mapping[str, Weight]
+    penalty: float | None = None
     rate: float | None = None
     rows: Rows = "all"
+
+    def weights(self, club: Mapping[str, Weight]) -> dict[str, Weight]:
+        """Those with CLUB, with ramps of its own terms to the penalty."""
+        found = dict(club)
+        for name, weight in club.items():
+            if self.penalty is not None and name.startswith("mi/") and isinstance(weight, Ramp):
+                found[name] = weight.model_copy(update={"stop": self.penalty})
+        return found
 
 
 def variations(size: Settings, family: DisentangledVAE) -> list[Variation]:
@@ -57,19 +65,15 @@ def variations(size: Settings, family: DisentangledVAE) -> list[Variation]:
         raise SchemaError(f"Expected values of '{key}' in [study] for {size.experiment!r}; got none. Give some.")
     if size.experiment == "missing":
         each: tuple[Rows, ...] = ("all", "half", "complete")
-        return [Variation(f"rows_{rows}", apart, size.club, rows=rows) for rows in each]
+        return [Variation(f"rows_{rows}", apart, rows=rows) for rows in each]
     if size.experiment == "rates":
-        return [Variation(f"rate_{rate:g}", apart, size.club, rate=rate) for rate in size.rates]
+        return [Variation(f"rate_{rate:g}", apart, rate=rate) for rate in size.rates]
     if size.experiment == "frontier":
-        return [
-            Variation(f"weight_{weight:g}", apart if weight else plain, _penalty(size.club, weight))
-            for weight in size.penalties
-        ]
+        return [Variation(f"weight_{weight:g}", apart if weight else plain, weight) for weight in size.penalties]
     return [
         Variation(
             f"shared_{shared}_private_{private}" + "_club" * own.club,
             own.model_copy(update={"shared": shared, "private": dict.fromkeys(READ, private)}),
-            size.club if own.club else _penalty(size.club, 0.0),
         )
         for own in (plain, apart)
         for shared in size.blocks
@@ -89,19 +93,10 @@ def run_sweep(splits: Sequence[Split], kept: Kept) -> Results:
     return _results(found, first)
 
 
-def _penalty(club: Mapping[str, Weight], weight: float) -> dict[str, Weight]:
-    """The weights with CLUB, its own terms ramped to another one."""
-    return {
-        name: one.model_copy(update={"stop": weight}) if isinstance(one, Ramp) and name.startswith("mi/") else one
-        for name, one in club.items()
-    }
-
-
 def _measured(one: Variation, split: Split) -> dict[str, FloatArray]:
-    weights = {**split.config.weights, **split.size.influence, **one.weights}
-    config = split.config.model_copy(
-        update={"seed": split.seed, "weights": weights, "learning_rate": one.rate or split.config.learning_rate}
-    )
+    rate = one.rate or split.config.learning_rate
+    changed = {"seed": split.seed, "weights": one.weights(split.weights("dmvae_club")), "learning_rate": rate}
+    config = split.config.model_copy(update=changed)
     own = replace(split, train=_rows(split.train, one.rows, split.seed))
     fitted = fit(one.family, own.train.select(*READ).renumbered(), config)
     found = latent_scores(fitted, own) | {"variance": split.test.parts["labels"].value.var(axis=0)}
