@@ -1,8 +1,11 @@
 """The command line: every verb runs, every wrong request is one line and exit code 2."""
 
 import json
+import re
 import subprocess
 import sys
+import tomllib
+from importlib.resources import files
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from typer.testing import CliRunner
 import consilience as cs
 from consilience.cli import app
 from consilience.errors import MemoryLimitError, TrainingError
+from consilience.studies.runner import STUDIES
 
 CONFIG = """
 [model]
@@ -96,6 +100,15 @@ def test_every_command_has_help_with_an_example():
         assert found.exit_code == 0
         assert f"consilience {name}" in found.stdout
         assert "Example:" in found.stdout
+
+
+def test_help_names_every_study_and_size():
+    said = {option.name: option.help for option in get_command(app).commands["study"].params}
+    assert re.findall(r"[\w-]+", said["name"].replace(" or ", " ")) == sorted(STUDIES)
+    for name, module in STUDIES.items():
+        file = files("consilience.studies") / f"{module.rsplit('.', 1)[1]}.toml"
+        for size in tomllib.loads(file.read_text()).get("size", {}):
+            assert re.search(rf"of {name} [^:;]*\b{size}\b", said["size"]), (name, size)
 
 
 def test_sample_writes_draws(folder, tmp_path):

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 ASKED = "calibration, reconstruction, imputation, outliers or comparison."
+NAMED = "factors, fly, galaxies, hyperspectral, neural-sim, quasars, quasars-hst, quasars-sdss or rat."
+SIZES = "Another size: of quasars 1000 or 23000, of galaxies discs, frontier, grid, missing or rates."
 SIMULATORS = ("quasars", "gaussian")
 
 
@@ -81,13 +83,13 @@ def demo(
 def study(
     name: Annotated[
         str,
-        typer.Argument(help="quasars, quasars-hst, quasars-sdss, factors, neural-sim, fly or rat.", show_default=False),
+        typer.Argument(help=NAMED, show_default=False),
     ],
     *,
     out: Annotated[Path, typer.Option("--out", help="Folder of results.", show_default=False)],
     data: Annotated[Path | None, typer.Option("--data", help="Folder of real data.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Tiny sizes, to see that it runs.")] = False,
-    size: Annotated[str | None, typer.Option("--size", help="Another size; quasars has 1000 and 23000.")] = None,
+    size: Annotated[str | None, typer.Option("--size", help=SIZES)] = None,
     settings: Annotated[Path | None, typer.Option("--settings", help="TOML instead of the study's own.")] = None,
     seed: Seed = 0,
 ) -> None:
