@@ -88,7 +88,7 @@ class _DenseReader(nn.Module):
 
     def forward(self, value: Tensor, missing: Tensor) -> Tensor:
         found = affine(self.seen, value)
-        if bool(missing.any()):  # else it adds zeros
+        if bool(missing.sum() > 0):  # else it adds zeros
             found = found + affine(self.missing, missing)
         return found if self.rest is None else self.rest(nn.functional.silu(found))
 
@@ -146,17 +146,17 @@ class FactorEncoder(nn.Module):
             known: s², shape (B, D).
             seen: Which of them count, shape (B, D).
         """
-        weight, there = cell_weights(seen, known), seen.any(-1, keepdim=True)
-        found = self.reader(weight * value, torch.where(there, 1 - weight, 0.0))
+        weight = cell_weights(seen, known)
+        found = self.reader(weight * value, 1 - weight)
         first, second = found[:, : self.latents], found[:, self.latents :]
         if self.full:
+            there = seen.any(-1, keepdim=True)
             rows, columns = torch.tril_indices(self.latents, self.latents, device=value.device)
             factor = found.new_zeros(len(found), self.latents, self.latents)
             factor[:, rows, columns] = second
             matrix = factor @ factor.mT
             return torch.where(there, first, 0.0), torch.where(there[..., None], matrix, 0.0)
-        # of half of the cells half of what they know
-        log_precision = (self.first + second).clamp_max(SHARPEST)
-        precision = torch.where(there, weight.mean(-1, keepdim=True) * log_precision.exp(), 0.0)
-        scale = 1 + precision if self.form == "posterior" else precision
-        return torch.where(there, scale * first, 0.0), precision
+        # of half of the cells half of what they know, of none nothing
+        precision = weight.mean(-1, keepdim=True) * (self.first + second).clamp_max(SHARPEST).exp()
+        scale = precision + seen.any(-1, keepdim=True) if self.form == "posterior" else precision
+        return scale * first, precision

@@ -65,9 +65,11 @@ class Gaussian(_Noisy):
     takes_limits = True
 
     def expected(self, part: Modality, mean: Tensor, variance: Tensor) -> Tensor:
-        tau = self.total(part)
+        tau, measured = self.total(part), part.measured
         value = -0.5 * (torch.log(2 * math.pi * tau) + ((part.value - mean).square() + variance) / tau)
-        value = torch.where(part.measured, value, 0.0)
+        if bool(measured.all()):
+            return value
+        value = torch.where(measured, value, 0.0)
         if not _has_limits(part):
             return value
         f = nodes(mean, variance)
