@@ -91,6 +91,21 @@ def test_the_best_validated_weights_are_kept():
     assert float(total) == pytest.approx(min(losses), rel=1e-5)
 
 
+def test_validated_totals_are_of_the_last_weights_and_without_fits():
+    """A ramp must not make early steps look best; what CLUB's networks learn by is nobody's objective."""
+    family = cs.DisentangledVAE(shared=1, private={"spectrum": 1}, hidden=4, club=True)
+    ramps = {"kl/*": Ramp(start=0.0, stop=3.0, end=8), "mi/*": Ramp(start=0.0, stop=7.0, end=8)}
+    config = TrainConfig(stages=(Stage(name="train", steps=8),), evaluate_every=2, validation=0, weights=ramps)
+    _, history = run(config, held=plain(20, seed=1), family=family)
+    last = {"nll": 1.0, "self": 1.0, "cross": 1.0, "kl": 3.0, "mi": 7.0, "fit": 0.0}
+    for row in history:
+        terms = {name: value for name, value in row.items() if name.startswith("validation/") and "total" not in name}
+        assert any("/fit/" in name for name in terms)
+        assert row["validation/total"] == pytest.approx(
+            sum(last[name.split("/")[1]] * value for name, value in terms.items()), rel=1e-5
+        )
+
+
 def test_patience_stops_and_leaves_a_checkpoint(tmp_path):
     config = TrainConfig(
         stages=(Stage(name="train", steps=400),),

@@ -212,12 +212,14 @@ class _StageLoop:
             if self._due(step + 1):
                 with torch.no_grad():
                     terms = self.model(context, target)
-                total, values = objective(terms, weights_at(step, terms, self.weights))
-                run.averages = {**values, "total": float(total)}
+                weighted = weights_at(step, terms, self.weights)
+                _, values = objective(terms, weighted)
+                run.averages = {**values, "total": _reported(values, weighted)}
             return
         with self.fabric.autocast():  # the batch has the model's precision: Fabric's own cast cannot read it
             terms = self.model(context, target)
-        total, values = objective(terms, balanced(weights_at(step, terms, self.weights), run.factors))
+        weighted = balanced(weights_at(step, terms, self.weights), run.factors)
+        total, values = objective(terms, weighted)
         self.optimiser.zero_grad()
         self.fabric.backward(total)
         for options in self.optimiser.param_groups:
@@ -227,7 +229,7 @@ class _StageLoop:
             if clip is not None:
                 nn.utils.clip_grad_norm_(list(group.parameters.values()), clip)
         self.wrapped_optimiser.step()
-        for name, value in {**values, "total": float(total.detach())}.items():
+        for name, value in {**values, "total": _reported(values, weighted)}.items():
             past = run.averages.get(name, value)
             run.averages[name] = 0.9 * past + 0.1 * value
 
@@ -239,13 +241,15 @@ class _StageLoop:
             torch.manual_seed(_number(self.config.seed, f"{self.stage.name}/validation"))
             with torch.no_grad():
                 terms = self.model.terms(self.valid, self.valid)
-                total, values = objective(terms, weights_at(step, terms, self.weights))
+                # weights of the end: totals of steps with other weights could not be compared
+                weighted = weights_at(self.stage.steps, terms, self.weights)
+                _, values = objective(terms, weighted)
             row |= {f"validation/{name}": value for name, value in values.items()}
             if self.config.balance is not None:
                 errors = relative_errors(self.model, self.valid, self.config.balance.names)
                 run.factors = self.config.balance.factors(errors)
                 row |= {f"balance/{name}": value for name, value in run.factors.items()}
-            row["validation/total"] = float(total)
+            row["validation/total"] = _reported(values, weighted)
             if row["validation/total"] < run.best:
                 run.best, run.waited = row["validation/total"], 0
                 run.best_state = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
@@ -262,6 +266,11 @@ class _StageLoop:
         meta |= {"best": run.best, "waited": run.waited, "averages": run.averages, "factors": run.factors}
         save_checkpoint(directory, Checkpoint(tensors, meta, key))
         write_atomic(directory / "history.csv", _csv(run.history))
+
+
+def _reported(values: Mapping[str, float], weights: Mapping[str, float]) -> float:
+    """The objective without ``fit`` terms, by which auxiliary networks learn that nobody asked for."""
+    return sum(weights[name] * value for name, value in values.items() if not name.startswith("fit/"))
 
 
 class _Weights(dict[str, float]):
