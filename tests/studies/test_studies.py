@@ -424,17 +424,6 @@ def test_discs_of_galaxies(tmp_path):
     assert numbers["physics_share_min"] == numbers["physics_share"]
 
 
-def test_images_count_for_less_where_there_are_spectra_too():
-    config = runner.configuration("galaxies", quick=True)
-    settings = validated(Settings, config.study, where="[study]")
-    table = galaxies(2, seed=0, bins=16, pixels=8)
-    split = Split(settings, config.config.train, config.config.family, table, table, 0, 0)
-    own, both = split.weights("vae_image"), split.weights("dmvae")
-    assert own == config.config.train.weights
-    assert set(both) - set(own) == {"nll/image", "self/image", "cross/image"}
-    assert set(split.weights("dmvae_club_physics")) - set(both) == {"mi/*", "kl/private_*"}
-
-
 def test_half_of_the_rows_lack_a_modality():
     table = galaxies(40, seed=0, bins=16, pixels=8)
     half, complete = (_rows(table, which, seed=0) for which in ("half", "complete"))
