@@ -17,6 +17,7 @@ from consilience.typing import PathOrStr
 
 __all__ = ["read_npz", "write_npz"]
 
+# NotImplementedError is zipfile's word for a compression that it does not know
 DAMAGE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError, TypeError)
 
 
