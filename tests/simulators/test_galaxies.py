@@ -17,16 +17,17 @@ from consilience.data.schema import Grid
 from consilience.data.sersic import enclosed
 from consilience.errors import RequestError
 from consilience.simulators.galaxies import galaxies
-from consilience.simulators.galaxy_images import PIXEL, Sources, half_light_radius, images
+from consilience.simulators.galaxy_images import PIXEL, Sources, half_light_radius, images, in_aperture
 from consilience.simulators.galaxy_population import kiloparsecs_per_arcsec, population
 from consilience.simulators.galaxy_spectra import BANDS, light
-from consilience.simulators.galaxy_structure import DENSITY, neighbours, shapes, sources
+from consilience.simulators.galaxy_structure import DENSITY, FIBRE, FIBRE_SEEING, in_fibre, neighbours, shapes, sources
 
 # bagpipes keeps its tables open until the interpreter ends
 atexit.register(warnings.simplefilter, "ignore", ResourceWarning)
 
 N = 20  # two chunks
 SMALL = {"bins": 160, "pixels": 32}
+WAVES = np.array([4500.0, 8000.0])
 
 
 @pytest.fixture(scope="module")
@@ -123,14 +124,18 @@ def test_light_is_linear_in_mass_and_the_limit_is_that_of_the_survey(stars):
     assert (22.5 - 2.5 * np.log10(one.photometry[:, 1])).max() < 19.5 + 0.5
 
 
-def test_spectrum_and_photometry_hold_the_same_light(table):
+def test_spectrum_is_the_light_of_the_photometry_that_falls_into_the_fibre(table):
     wavelength, flux = table.schema["spectrum"].grid.centres(), 1e-17 * value(table, "true_spectrum")
+    structure = value(table, "true_structure")
     for band, name in enumerate("gr"):
+        share, disc, bulge = structure[:, 4 + band], structure[:, 7], structure[:, 8]
+        inner, outer = (in_aperture(*each, FIBRE, FIBRE_SEEING) for each in ((bulge, 4), (disc, 1)))
+        taken = share * inner + (1 - share) * outer
         low, high = BANDS[name]
         curve = erf(np.log(wavelength / low) / 0.02) - erf(np.log(wavelength / high) / 0.02)
         norm = 2.99792458e18 * np.trapezoid(curve / wavelength, wavelength)
         found = np.trapezoid(flux * wavelength * curve, wavelength, axis=1) / norm / 3.631e-29
-        np.testing.assert_allclose(found, value(table, "true_photometry")[:, band], rtol=0.02)
+        np.testing.assert_allclose(found, taken * value(table, "true_photometry")[:, band], rtol=0.025)
 
 
 def test_lines_lie_where_the_redshift_puts_them():
@@ -209,6 +214,28 @@ def test_structure_is_independent_of_what_makes_the_spectrum(stars):
         assert np.abs([np.corrcoef(shape, physics)[0, 1] for physics in light_of]).max() < 0.06
     # sizes are not: they grow with mass
     assert np.corrcoef(np.log(seen.half_light * kiloparsecs_per_arcsec(stars.redshift)), stars.log_mass)[0, 1] > 0.4
+
+
+@pytest.mark.parametrize("index", [1, 4])
+def test_what_falls_into_a_circle_is_what_the_image_holds_there(index):
+    radius, seeing, pixels = 1.3, 1.1, 65
+    image = images(one_source(index, radius), np.array([seeing]), pixels)[0, 0].astype(float)
+    x = (np.arange(pixels) - 32) * PIXEL
+    fine = (np.arange(-10, 11) / 21) * PIXEL
+    inside = [np.hypot(x[:, None] + v, x + u) < 2.5 for u in fine for v in fine]
+    assert np.sum(image * np.mean(inside, axis=0)) == pytest.approx(
+        in_aperture(np.array([radius]), index, 2.5, seeing)[0], rel=5e-3
+    )
+
+
+def test_the_fibre_sees_the_middle_and_no_inclination(stars):
+    seen = shapes(stars, np.random.default_rng(4), single=False)
+    taken = in_fibre(seen, WAVES)
+    assert 0.1 < np.median(taken) < 0.2 and 0 < taken.min() and taken.max() < 0.6
+    assert (taken[:, 1] > taken[:, 0]).mean() > 0.9
+    np.testing.assert_array_equal(taken, in_fibre(replace(seen, axis_ratio=0 * seen.axis_ratio + 1), WAVES))
+    single = in_fibre(shapes(stars, np.random.default_rng(4), single=True), WAVES)
+    np.testing.assert_array_equal(single[:, 0], single[:, 1])
 
 
 def test_neighbours_are_of_the_stated_density():

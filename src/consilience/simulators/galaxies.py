@@ -10,15 +10,17 @@ that follows star formation: :mod:`consilience.simulators.galaxy_population`. Wh
 
 - The apparent axis ratio and position angle show in images alone: they are independent of everything in the spectrum,
   the photometry and the labels. A model that credits the spectrum with them has found a leak.
-- Spectrum, photometry and image hold the same light. The fibre takes 0.35 of it, whatever the shape, and spectra are
-  corrected for that, so that shapes do not leak into them; their noise is that of the fibre, in total flux.
+- Photometry and image hold the same light, the spectrum what falls into a fibre: less of it the wider the galaxy looks,
+  and more of its redder middle. Labels are of the whole galaxy, so the image has something to say of each of them. The
+  fibre's share is that of the galaxy seen face-on, lest inclinations leak into spectra.
 - Error bars tell nothing that the values do not. Those of spectra are the sky's; those of photometry and images are
   computed from measured flux and counts (of a pixel and its eight neighbours), as in a pipeline, never from the truth.
 - Images of a survey hold Poisson counts of galaxy, neighbours and sky, at the depth of the Legacy Surveys.
 - ``labels`` are the truth, without errors: a test's R² has no floor but the data's.
 
 References:
-    Dey et al. 2019, AJ 157, 168 (images); DESI Collaboration 2024, AJ 168, 58 (spectra).
+    Dey et al. 2019, AJ 157, 168 (images); DESI Collaboration 2024, AJ 168, 58 (spectra); Schlafly et al. 2023, AJ 166,
+    259 (exposure times).
 """
 
 from collections.abc import Callable, Iterator
@@ -37,15 +39,16 @@ from consilience.errors import RequestError
 from consilience.simulators.galaxy_images import Sources, images
 from consilience.simulators.galaxy_population import Stars, population
 from consilience.simulators.galaxy_spectra import BANDS, Light, bagpipes, light
-from consilience.simulators.galaxy_structure import Shapes, neighbours, shapes, sources
+from consilience.simulators.galaxy_structure import Shapes, in_fibre, neighbours, shapes, sources
 from consilience.typing import FloatArray, IntArray
 
 __all__ = ["galaxies"]
 
 WINDOW = (3800.0, 8400.0)  # observed Angstrom
 CHUNK = 16  # galaxies made at a time
-FIBRE = 0.35  # share of a galaxy's light in a fibre of 1.5 arcsec
-FIBRE_NOISE = 0.4  # 1e-17 erg / (s cm2 Angstrom) in a fibre and a bin of 1 Angstrom, where the spectrograph is best
+# 1e-17 erg / (s cm2 Angstrom) in a fibre and a bin of 1 Angstrom, where the spectrograph is best. A dark sky of 21 mag
+# per square arcsec gives 27 electrons there in the 180 s of DESI's bright programme, and read noise the variance of 87
+FIBRE_NOISE = 0.75
 HIT = 0.005  # bins spoiled by a cosmic ray, each with its neighbour
 DEPTHS = (0.05, 0.09, 0.2, 1.0, 2.0)  # nanomaggies, standard error of a faint galaxy's photometry
 ZERO_POINT_ERROR = 0.02  # of the flux in each band
@@ -104,10 +107,10 @@ def galaxies(
 ) -> Observations:
     r"""A survey's table of n galaxies: spectra, photometry and images with error bars, labels, and the truth of all.
 
-    **Modalities.** ``spectrum`` (3800 to 8400 Å as observed, logarithmic), 1e-17 erg / (s cm² Å), 1 % of it unseen;
-    ``photometry`` in g, r, z, W1 and W2, nanomaggies; ``image`` in g, r, z, nanomaggies per pixel of 0.262 arcsec, the
-    galaxy in the middle, and ``seeing``, its FWHM in arcsec; ``labels``: log M_*, log SFR (of 100 Myr), log sSFR,
-    log Z / Z_sun, redshift and mass-weighted age in Gyr.
+    **Modalities.** ``spectrum`` of a fibre (3800 to 8400 Å as observed, logarithmic), 1e-17 erg / (s cm² Å), 1 % of it
+    unseen; ``photometry`` in g, r, z, W1 and W2, nanomaggies; ``image`` in g, r, z, nanomaggies per pixel of 0.262
+    arcsec, the galaxy in the middle, and ``seeing``, its FWHM in arcsec; ``labels`` of the whole galaxy: log M_*, log
+    SFR (of 100 Myr), log sSFR, log Z / Z_sun, redshift and mass-weighted age in Gyr.
 
     **Truth**, complete and without errors: ``true_spectrum``, ``true_photometry``, ``true_physics`` (A_V, onset and τ
     of star formation, velocity dispersion, 1 for quiescent) and ``true_structure``: half-light radius (semi-major axis,
@@ -187,11 +190,13 @@ def _mapped(function: Callable[[_Scenes], Answer], scenes: list[_Scenes], worker
 
 
 def _seen(scenes: _Scenes, grid: Grid, pixels: int) -> tuple[Light, FloatArray]:
-    """Light of a chunk of galaxies, and their images without noise."""
+    """Light of a chunk of galaxies, of spectra what the fibre takes, and their images without noise."""
     found = light(scenes.stars, grid)
     own, beside = sources(scenes.shapes, found.photometry[:, :3]), scenes.beside
     every = Sources(*(np.concatenate([getattr(part, f.name) for part in (own, beside)]) for f in fields(Sources)))
-    return found, images(every[np.argsort(every.owner, kind="stable")], scenes.shapes.seeing, pixels)
+    every = every[np.argsort(every.owner, kind="stable")]
+    spectrum = found.spectrum * in_fibre(scenes.shapes, grid.centres())
+    return replace(found, spectrum=spectrum), images(every, scenes.shapes.seeing, pixels)
 
 
 def _within(beside: Sources, rows: slice) -> Sources:
@@ -241,7 +246,7 @@ def _spectral_noise(grid: Grid) -> FloatArray:
     blue = 2.0 * np.exp(-(wavelength - WINDOW[0]) / 350.0)
     airglow = 1.0 + 0.6 * (wavelength > 7200.0) * (np.sin(wavelength / 40.0) > 0.7)
     line = 1.0 + 4.0 * np.exp(-0.5 * ((wavelength - 5578.9) / 5.0) ** 2)
-    return FIBRE_NOISE / FIBRE / np.sqrt(np.diff(grid.edges())) * (1.0 + blue) * airglow * line
+    return FIBRE_NOISE / np.sqrt(np.diff(grid.edges())) * (1.0 + blue) * airglow * line
 
 
 def _truth(stars: Stars, seen: Shapes, found: Light, count: IntArray) -> dict[str, FloatArray]:

@@ -21,11 +21,12 @@ References:
 from dataclasses import dataclass, fields
 
 import numpy as np
+from scipy.special import j1
 
 from consilience.data.sersic import enclosed, scale, transform
 from consilience.typing import BoolArray, FloatArray, IntArray
 
-__all__ = ["PIXEL", "Sources", "half_light_radius", "images"]
+__all__ = ["PIXEL", "Sources", "half_light_radius", "images", "in_aperture"]
 
 PIXEL = 0.262  # arcsec, of the Legacy Surveys' images (Dey et al. 2019, AJ 157, 168)
 EXPONENTIAL, DE_VAUCOULEURS = 1, 4
@@ -112,6 +113,26 @@ def half_light_radius(disc: FloatArray, bulge: FloatArray, share: FloatArray) ->
         light = share * inner + (1 - share) * outer
         low, high = np.where(light < 0.5, middle, low), np.where(light < 0.5, high, middle)
     return 0.5 * (low + high)
+
+
+def in_aperture(radius: FloatArray, index: int, aperture: float, seeing: float) -> FloatArray:
+    r"""Share of the light of round sources that falls into a circle around each, shape (N,).
+
+    .. math:: a \int T_n(k R)\, M(k)\, J_1(k a)\, dk
+
+    Arguments:
+        radius: Half-light radii R in arcsec, shape (N,).
+        index: Sérsic index n, 1 or 4.
+        aperture: Radius a of the circle in arcsec.
+        seeing: FWHM in arcsec.
+
+    Example:
+        >>> in_aperture(np.array([0.01, 1.0]), 1, 0.76, 1.1).round(2).tolist()
+        [0.58, 0.24]
+    """
+    k = np.geomspace(1e-4, 60 / seeing, 4096)
+    kernel = _moffat(seeing * k) * j1(k * aperture) * aperture * k * np.log(k[1] / k[0])
+    return _transform(index, (radius[:, None] * k) ** 2) @ kernel
 
 
 def _moffat(k_fwhm: FloatArray) -> FloatArray:

@@ -10,7 +10,8 @@ With m = log M/M_sun, ε standard normal, scatters in dex:
   appear with :math:`q^2 = q_0^2 + (1 - q_0^2) \cos^2 i`;
 - seeing 1.15 arcsec, scatter 0.06, at least 0.85 (Dey et al. 2019).
 
-i and θ are drawn independently of all else and no light depends on them.
+i and θ are drawn independently of all else and no light depends on them. A spectrograph's fibre takes of bulge and disc
+what falls into it if both are seen face-on: more of a bulge than of a disc, and of a distant galaxy than of a near one.
 
 References:
     van der Wel et al. 2014, ApJ 788, 28; Dey et al. 2019, AJ 157, 168.
@@ -19,17 +20,26 @@ References:
 from dataclasses import dataclass, fields
 
 import numpy as np
-from scipy.special import expit
+from scipy.special import expit, logit
 
-from consilience.simulators.galaxy_images import PIXEL, Sources, half_light_radius
+from consilience.simulators.galaxy_images import (
+    DE_VAUCOULEURS,
+    EXPONENTIAL,
+    PIXEL,
+    Sources,
+    half_light_radius,
+    in_aperture,
+)
 from consilience.simulators.galaxy_population import Stars, kiloparsecs_per_arcsec
 from consilience.typing import FloatArray
 
-__all__ = ["Shapes", "neighbours", "shapes", "sources"]
+__all__ = ["Shapes", "in_fibre", "neighbours", "shapes", "sources"]
 
 DISC_FLATTENING, BULGE_FLATTENING = 0.2, 0.7
 DENSITY = 12.0  # neighbours per square arcmin, r from 19 to 24 with counts rising as 10^(0.35 r)
 MAGNITUDES = (19.0, 24.0)
+FIBRE, FIBRE_SEEING = 0.76, 1.1  # radius and FWHM in arcsec
+BAND_CENTRES = (4690.0, 6380.0, 9200.0)  # Angstrom, of g, r and z
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +97,7 @@ def sources(seen: Shapes, flux: FloatArray) -> Sources:
     cosine = np.sqrt((seen.axis_ratio**2 - DISC_FLATTENING**2) / (1 - DISC_FLATTENING**2))
     both = Sources(
         owner=np.tile(np.arange(n), 2),
-        index=np.repeat([1, 4], n),
+        index=np.repeat([EXPONENTIAL, DE_VAUCOULEURS], n),
         flux=np.concatenate([(1 - seen.share) * flux, seen.share * flux]),
         radius=np.concatenate([seen.disc, seen.bulge]),
         axis_ratio=np.concatenate([seen.axis_ratio, _apparent(BULGE_FLATTENING, cosine)]),
@@ -95,6 +105,20 @@ def sources(seen: Shapes, flux: FloatArray) -> Sources:
         centre=np.zeros((2 * n, 2)),
     )
     return both[both.radius > 0]
+
+
+def in_fibre(seen: Shapes, wavelength: FloatArray) -> FloatArray:
+    """Share of N galaxies' light that a fibre takes at D wavelengths in Angstrom, shape (N, D).
+
+    Between the bands the log odds of the bulge's share are linear in log λ.
+    """
+    disc = in_aperture(seen.disc, EXPONENTIAL, FIBRE, FIBRE_SEEING)[:, None]
+    if not seen.share.any():
+        return np.repeat(disc, wavelength.size, axis=1)
+    bulge = in_aperture(seen.bulge, DE_VAUCOULEURS, FIBRE, FIBRE_SEEING)[:, None]
+    odds = [np.interp(np.log(wavelength), np.log(BAND_CENTRES), row) for row in logit(seen.share)]
+    share = expit(np.stack(odds))
+    return share * bulge + (1 - share) * disc
 
 
 def neighbours(n: int, pixels: int, rng: np.random.Generator) -> Sources:
@@ -111,7 +135,7 @@ def neighbours(n: int, pixels: int, rng: np.random.Generator) -> Sources:
     g, z = r + colour, r - 0.6 * colour + 0.1 * rng.standard_normal(size)
     return Sources(
         owner=owner,
-        index=np.ones(size, dtype=int),
+        index=np.full(size, EXPONENTIAL),
         flux=10 ** (0.4 * (22.5 - np.stack([g, r, z], axis=1))),
         radius=0.6 * 10 ** (0.2 * rng.standard_normal(size)),
         axis_ratio=_apparent(DISC_FLATTENING, rng.random(size)),
