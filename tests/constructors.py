@@ -133,9 +133,42 @@ def scenes(rows=5 * ROWS, seed=0):
     return Observations.from_arrays(Schema(modalities=specs), values, sigma=sigma, ids=ids)
 
 
+def survey(rows=5 * ROWS, seed=0):
+    """An image, fluxes with error bars and gaps, labels of which some are absent, and whether they are bright."""
+    rng = np.random.default_rng(seed)
+    z = rng.normal(size=(rows, 2))
+    across, down = np.meshgrid(np.linspace(-1, 1, 6), np.linspace(-1, 1, 6))
+    blob = np.exp(-3 * ((across - 0.4 * z[:, 0, None, None]) ** 2 + down**2))
+    flux = np.stack([z[:, 0] + z[:, 1], z[:, 1], np.sin(z[:, 0])], 1)
+    sigma = {"image": np.full(blob.shape, 0.1), "flux": rng.uniform(0.05, 0.3, size=flux.shape)}
+    labels = np.stack([3 + z[:, 0], 5 * z[:, 1] + z[:, 0], np.exp(z[:, 0])], 1)
+    values = {
+        "image": blob + 0.1 * rng.normal(size=blob.shape),
+        "flux": flux + sigma["flux"] * rng.normal(size=flux.shape),
+        "labels": labels + 0.3 * rng.normal(size=labels.shape),
+        "bright": (4 * z[:, 1:] + rng.logistic(size=(rows, 1)) > 0).astype(float),
+    }
+    for name, share in (("image", 0.1), ("flux", 0.2), ("labels", 0.2), ("bright", 0.1)):
+        values[name][rng.random(values[name].shape) < share] = np.nan
+    specs = (
+        ModalitySpec(name="image", shape=(6, 6)),
+        ModalitySpec(name="flux", shape=(3,)),
+        ModalitySpec(name="labels", cells=({"name": "mass"}, {"name": "age"}, {"name": "oh"})),
+        ModalitySpec(name="bright", shape=(1,), kind="binary"),
+    )
+    ids = [f"{seed}-{row}" for row in range(rows)]
+    return Observations.from_arrays(Schema(modalities=specs), values, sigma=sigma, ids=ids)
+
+
+def catalogue(rows=5 * ROWS, seed=0):
+    """The same without images and flags."""
+    return survey(rows, seed).select("flux", "labels")
+
+
 CONVOLVED = {"image": "conv", "spectrum": "conv"}
 DISC = {"image": Profile()}
 SMALL = {"latent_dim": 2, "inducing": 6, "hidden": 8}
+FLOW = {"latent_dim": 2, "hidden": 8, "layers": 3}
 
 CONSTRUCTORS = {
     "gplvm-encoder": (cs.SharedGPLVM(**SMALL), plain),
@@ -180,6 +213,8 @@ CONSTRUCTORS = {
         scenes,
     ),
     "regression": (cs.Regression(target="labels", hidden=8), many),
+    "vaeflow": (cs.VAEFlow(**FLOW, blocks=[["age", "mass"], ["oh"]], images=["image"], detected="bright"), survey),
+    "vaeflow-splines": (cs.VAEFlow(**FLOW, univariate="spline"), catalogue),
     "vae": (cs.VAE(latent_dim=2, hidden=8), lone),
     "gplvm-mixed-diagonal": (cs.SharedGPLVM(**SMALL, private={"image": 1}, posterior="diagonal"), mixed),
 }

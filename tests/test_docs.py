@@ -103,9 +103,13 @@ def test_the_page_of_regression_runs(quick):
     assert run("docs/families/regression.md")["fitted"].capabilities == {"density", "limits"}
 
 
+def test_the_page_of_flows_runs(quick):
+    assert run("docs/families/vae_flow.md")["fitted"].capabilities == {"density"}
+
+
 @pytest.mark.parametrize("page", sorted({page for page in TEXTS if blocks(TEXTS[page], "python")} - {CONTRACT}))
 def test_no_page_with_code_is_left_out(page):
-    families = ("disentangled_vae", "gp_vae", "regression")
+    families = ("disentangled_vae", "gp_vae", "regression", "vae_flow")
     run_here = ("README.md", "docs/tour.md", *(f"docs/families/{name}.md" for name in families))
     assert page in run_here, f"{page} has Python blocks that no test runs"
 
@@ -158,6 +162,8 @@ PAGES = [
     (cs.GPVAE, "gp_vae"),
     (cs.DisentangledVAE, "disentangled_vae"),
     (cs.VAE, "disentangled_vae"),
+    (cs.Regression, "regression"),
+    (cs.VAEFlow, "vae_flow"),
 ]
 
 

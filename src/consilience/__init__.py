@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from consilience.models.regression import Regression
     from consilience.models.shared_gplvm import SharedGPLVM
     from consilience.models.vae import VAE
+    from consilience.models.vae_flow import VAEFlow
     from consilience.predict.fitted import Fitted, load
     from consilience.report.page import report
     from consilience.train.config import Stage, TrainConfig
@@ -52,6 +53,7 @@ __all__ = [
     "TimeBins",
     "TrainConfig",
     "VAE",
+    "VAEFlow",
     "__version__",
     "analysis",
     "errors",
@@ -87,6 +89,7 @@ _HOMES = {
     "TimeBins": "consilience.data.schema",
     "TrainConfig": "consilience.train.config",
     "VAE": "consilience.models.vae",
+    "VAEFlow": "consilience.models.vae_flow",
     "fit": "consilience.workflow.fit",
     "load": "consilience.predict.fitted",
     "read": "consilience.io",

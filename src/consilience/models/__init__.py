@@ -13,6 +13,7 @@ MODELS = {
     "Regression": "consilience.models.regression",
     "SharedGPLVM": "consilience.models.shared_gplvm",
     "VAE": "consilience.models.vae",
+    "VAEFlow": "consilience.models.vae_flow",
 }
 
 

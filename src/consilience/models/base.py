@@ -4,8 +4,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import ClassVar, Literal, NamedTuple, Protocol, Self, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, Self, runtime_checkable
 
+from pydantic import Field
 from torch import Tensor, nn
 
 from consilience.blocks.noise import Noise
@@ -29,6 +30,7 @@ __all__ = [
     "HasLatent",
     "LatentPosterior",
     "PerObject",
+    "Phase",
     "Term",
     "known_method",
     "slot",
@@ -149,7 +151,7 @@ class AbstractModel(nn.Module, ABC):
     A family implements ``terms``, ``condition`` and ``groups``; training, prediction and every analysis follow.
     """
 
-    capabilities: ClassVar[frozenset[str]] = frozenset()  # among "density", "latent", "generate", "limits"
+    capabilities: frozenset[str] = frozenset()  # among "density", "latent", "generate", "limits"
     blocks: Mapping[str, ModalitySpec]
 
     @abstractmethod
@@ -173,6 +175,10 @@ class AbstractModel(nn.Module, ABC):
 
     def start(self, target: Observations) -> None:  # noqa: B027 - most families need no data to start
         """Initialise from the scaled training table, once, before the first step."""
+
+    def prepare(self, rows: Observations) -> Observations:
+        """The scaled rows with what later phases need of them computed once; the same by default."""
+        return rows
 
     def settle(self, rows: Observations) -> None:  # noqa: B027
         """Measure, once after training, what inference on new objects must know of the misfit on scaled rows."""
@@ -206,10 +212,24 @@ class AbstractModel(nn.Module, ABC):
         return self.terms(context, target)
 
 
+class Phase(Frozen):
+    """A part of a family's training."""
+
+    name: str
+    share: float = Field(default=1.0, gt=0)  # of the steps that the user asks for
+    groups: tuple[str, ...] = ()  # parameter groups that move; all when empty
+    weights: dict[str, float] = {}  # of terms, over the user's
+    gradient: bool = True  # False: only closed-form steps, at the posteriors that inference gives
+    prepared: bool = False  # of rows as :meth:`AbstractModel.prepare` gives them, once
+
+
 class AbstractFamily(Frozen, ABC):
     """A frozen configuration that builds a model."""
 
-    refit: ClassVar[float] = 0.0  # closed-form steps after the gradient steps, as a share of their number
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """Parts of training where the user names no stages; one by default."""
+        return (Phase(name="train"),)
 
     @property
     @abstractmethod

@@ -29,7 +29,7 @@ References:
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import combinations
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field, NonNegativeInt
@@ -140,7 +140,7 @@ class DisentangledVAE(AbstractFamily):
 
 
 class _Module(AbstractModel):
-    capabilities: ClassVar[frozenset[str]] = frozenset({"density", "latent", "generate", "limits"})
+    capabilities: frozenset[str] = frozenset({"density", "latent", "generate", "limits"})
     heard: Tensor  # 1 for latents that encoders say anything of, else 0, (Q,)
 
     def __init__(self, config: DisentangledVAE, schema: Schema, objects: int) -> None:

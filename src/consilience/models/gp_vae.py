@@ -24,7 +24,7 @@ References:
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field, NonNegativeInt
@@ -104,7 +104,7 @@ class GPVAE(AbstractFamily):
 
 
 class _Module(AbstractModel):
-    capabilities: ClassVar[frozenset[str]] = frozenset({"density", "latent", "generate", "limits"})
+    capabilities: frozenset[str] = frozenset({"density", "latent", "generate", "limits"})
     temper: Tensor  # factors of precisions, and powers of the weights of modes, of taught sites, (modalities, 2)
 
     def __init__(self, config: GPVAE, schema: Schema) -> None:

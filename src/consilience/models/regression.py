@@ -8,7 +8,7 @@ nothing. The baseline of every model of the joint distribution: it answers one q
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -67,7 +67,7 @@ class Regression(AbstractFamily):
 
 
 class _Module(AbstractModel):
-    capabilities: ClassVar[frozenset[str]] = frozenset({"density", "limits"})
+    capabilities: frozenset[str] = frozenset({"density", "limits"})
 
     def __init__(self, config: Regression, schema: Schema) -> None:
         super().__init__()

@@ -16,7 +16,7 @@ References:
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
@@ -41,7 +41,7 @@ from consilience.data.masking import HideModalities, Policy
 from consilience.data.observations import Modality, Observations, State
 from consilience.data.schema import ModalitySpec, Schema
 from consilience.errors import DataError, SchemaError
-from consilience.models.base import AbstractFamily, AbstractModel, Global, Group, PerObject, Term, slot
+from consilience.models.base import AbstractFamily, AbstractModel, Global, Group, PerObject, Phase, Term, slot
 from consilience.models.latent import LatentConditional, flat
 from consilience.models.starts import fit_start
 
@@ -50,6 +50,7 @@ __all__ = ["SharedGPLVM"]
 LikelihoodName = Literal["gaussian", "student", "heteroscedastic", "poisson", "bernoulli", "categorical"]
 FLAT = 1e-4  # precision of a prior that only keeps maximum likelihood solvable
 LEAST = 1e-2  # smallest weight of kl/inducing in a closed-form step, whose optimum without a prior does not exist
+REFIT = 0.5  # of the steps with gradients
 SETTLED = 500  # rows on which the misfit is measured
 
 
@@ -60,10 +61,6 @@ class SharedGPLVM(AbstractFamily):
         >>> SharedGPLVM(latent_dim=2, inducing=20).posterior
         'encoder'
     """
-
-    # The latents of training (the encoder's, or per-object ones that lag behind) are not those that new objects get:
-    # decoders fitted to the former would be asked about the latter, so q(u) is refitted at what inference gives.
-    refit: ClassVar[float] = 0.5
 
     family: Literal["SharedGPLVM"] = "SharedGPLVM"
     latent_dim: int = Field(default=10, ge=1)  # shared latent dimensions
@@ -77,6 +74,12 @@ class SharedGPLVM(AbstractFamily):
     likelihoods: dict[str, LikelihoodName] = {}  # by the kind of each modality where it is not named
     hidden: int = Field(default=64, ge=1)  # width of the encoder's correction
     inference_steps: int = Field(default=4, ge=0)  # Gauss-Newton steps per new object; 0 trusts the encoder alone
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        # The latents of training (the encoder's, or per-object ones that lag behind) are not those that new objects
+        # get: decoders fitted to the former would be asked about the latter, hence q(u) is refitted there
+        return Phase(name="train"), Phase(name="refit", share=REFIT, gradient=False)
 
     @property
     def default_policy(self) -> Policy | None:
@@ -93,7 +96,7 @@ class SharedGPLVM(AbstractFamily):
 
 class _Module(AbstractModel):
     shared_misfit: Tensor  # c of blocks/residuals.py for each modality with a grid, else 1, shape (modalities,)
-    capabilities: ClassVar[frozenset[str]] = frozenset({"density", "latent", "generate", "limits"})
+    capabilities: frozenset[str] = frozenset({"density", "latent", "generate", "limits"})
 
     def __init__(self, config: SharedGPLVM, schema: Schema, total: int) -> None:
         super().__init__()

@@ -20,6 +20,7 @@ class Stage(Frozen):
     groups: tuple[str, ...] = ()  # parameter groups that move; all when empty
     weights: dict[str, Weight] = {}  # over the configuration's own
     gradient: bool = True  # False: only closed-form steps, at the posteriors that inference gives
+    prepared: bool = False  # of rows with what the family computes of them once, such as features of images
 
 
 class TrainConfig(Frozen):

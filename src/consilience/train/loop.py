@@ -16,7 +16,7 @@ from consilience.data.observations import Observations
 from consilience.data.streaming import FIELDS, Streamed
 from consilience.data.turning import turned
 from consilience.errors import RequestError, TrainingError
-from consilience.models.base import AbstractFamily, AbstractModel, Group
+from consilience.models.base import AbstractFamily, AbstractModel, Group, Phase
 from consilience.train.balance import balanced, relative_errors
 from consilience.train.checkpoint import (
     Checkpoint,
@@ -98,7 +98,7 @@ def train(
         for name in config.balance.names:
             data.schema[name]
     model.to(fabric.device, dtype)
-    stages = config.stages or _stages(_steps(config, len(data)), family.refit)
+    stages = config.stages or _stages(_steps(config, len(data)), family.phases)
     directory = None if config.checkpoint is None else Path(config.checkpoint)
     key = "" if directory is None else _key(family, config, data)  # reads the whole table
     if resume and directory is None:
@@ -154,7 +154,11 @@ class _StageLoop:
         stage: Stage,
         number: int,
     ) -> None:
+        if stage.prepared:
+            table = table.mapped(model.prepare) if isinstance(table, Streamed) else model.prepare(table)
+            valid = None if valid is None else model.prepare(valid)
         self.fabric, self.model, self.table, self.valid = fabric, model, table, valid
+        self.augment = () if stage.prepared else config.augment  # features cannot be turned
         self.policy, self.config, self.stage, self.number = policy, config, stage, number
         groups = [g for g in model.groups() if not stage.groups or g.name in stage.groups]
         if not groups:
@@ -202,7 +206,7 @@ class _StageLoop:
     def _step(self, step: int, run: _Run) -> None:
         torch.manual_seed(_number(self.config.seed, f"{self.stage.name}/{step}"))
         target = self.table[torch.as_tensor(self.schedule.rows(step)).numpy()]
-        target = turned(target, self.config.augment, torch.default_generator)
+        target = turned(target, self.augment, torch.default_generator)
         context = target if self.policy is None else self.policy(target, torch.default_generator)
         rate = _cosine(step / self.stage.steps, self.config.decay)
         weights = _Weights(step, self.weights)
@@ -321,9 +325,18 @@ def _policy(family: AbstractFamily, config: TrainConfig) -> AbstractPolicy | Non
     return family.default_policy if config.masking == "default" else config.masking
 
 
-def _stages(steps: int, refit: float) -> tuple[Stage, ...]:
-    trained = Stage(name="train", steps=steps)
-    return (trained, Stage(name="refit", steps=math.ceil(refit * steps), gradient=False)) if refit else (trained,)
+def _stages(steps: int, phases: Iterable[Phase]) -> tuple[Stage, ...]:
+    return tuple(
+        Stage(
+            name=phase.name,
+            steps=math.ceil(phase.share * steps),
+            groups=phase.groups,
+            weights=dict(phase.weights),
+            gradient=phase.gradient,
+            prepared=phase.prepared,
+        )
+        for phase in phases
+    )
 
 
 def _steps(config: TrainConfig, rows: int) -> int:

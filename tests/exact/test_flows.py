@@ -1,0 +1,127 @@
+"""Coupling flows against autograd, quadrature and Gaussians."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import consilience as cs
+from consilience.blocks.flows import CouplingFlow
+from consilience.data.observations import Observations
+from consilience.data.schema import ModalitySpec, Schema
+
+UNIVARIATE = ("affine", "spline")
+
+
+def flow(univariate, cells=3, context=2, layers=4):
+    """A flow with weights far from the identity."""
+    torch.manual_seed(0)
+    found = CouplingFlow(cells, context, layers=layers, hidden=8, univariate=univariate).double()
+    with torch.no_grad():
+        for parameter in found.parameters():
+            parameter.add_(0.4 * torch.randn_like(parameter))
+    return found
+
+
+def rows(cells=3, context=2, n=6):
+    torch.manual_seed(1)
+    return torch.randn(n, cells).double(), torch.randn(n, context).double()
+
+
+@pytest.mark.parametrize("univariate", UNIVARIATE)
+@pytest.mark.parametrize("there", [(1, 1, 1), (1, 0, 1), (0, 1, 0), (0, 0, 0)])
+def test_the_slope_is_the_jacobians_determinant(univariate, there):
+    found, (y, context) = flow(univariate), rows()
+    seen = torch.tensor(there, dtype=torch.bool)
+    _, slope = found(y, context, seen.expand_as(y))
+    for row in range(len(y)):
+        jacobian = torch.autograd.functional.jacobian(
+            lambda one, row=row: found(one[None], context[row : row + 1], seen[None])[0][0], y[row]
+        )
+        expected = torch.linalg.slogdet(jacobian[seen][:, seen])[1] if seen.any() else torch.zeros(()).double()
+        torch.testing.assert_close(slope[row], expected)
+
+
+@pytest.mark.parametrize("univariate", UNIVARIATE)
+@pytest.mark.parametrize("cells", [1, 2, 5])
+def test_the_inverse_leads_back(univariate, cells):
+    found, (y, context) = flow(univariate, cells=cells), rows(cells)
+    u, _ = found(y, context, torch.ones_like(y, dtype=torch.bool))
+    torch.testing.assert_close(found.inverse(u, context), y)
+    assert (u - y).abs().max() > 0.3
+
+
+@pytest.mark.parametrize("univariate", UNIVARIATE)
+def test_densities_of_all_cells_and_of_some_integrate_to_one(univariate):
+    end, size = (20, 401) if univariate == "affine" else (8, 481)  # beyond 5 a spline leaves a normal as it is
+    found, grid = flow(univariate, cells=2, context=1), torch.linspace(-end, end, size).double()
+    step, context = float(grid[1] - grid[0]), torch.full((1, 1), 0.3).double()
+    both = torch.cartesian_prod(grid, grid)
+    everywhere = torch.ones_like(both, dtype=torch.bool)
+    with torch.no_grad():
+        total = found.log_prob(both, context.expand(len(both), 1), everywhere).exp().sum() * step**2
+        for cell in range(2):
+            y = torch.zeros(len(grid), 2).double()
+            y[:, cell] = grid
+            seen = torch.zeros_like(y, dtype=torch.bool)
+            seen[:, cell] = True
+            alone = found.log_prob(y, context.expand(len(y), 1), seen).exp().sum() * step
+            assert float(alone) == pytest.approx(1, abs=5e-3)
+    assert float(total) == pytest.approx(1, abs=5e-3)
+
+
+@pytest.mark.parametrize("univariate", UNIVARIATE)
+def test_a_missing_cell_changes_nothing(univariate):
+    found, (y, context) = flow(univariate), rows()
+    seen = torch.tensor([True, False, True]).expand_as(y)
+    other = torch.where(seen, y, 7.0)
+    assert torch.equal(found.log_prob(y, context, seen), found.log_prob(other, context, seen))
+
+
+MIXING = np.array([[1.0, 0.0], [0.6, 0.8], [-0.5, 0.4]])
+SCATTER = 0.5 * np.array([[1.0, 0.7, 0.0], [0.7, 1.0, -0.4], [0.0, -0.4, 0.8]])
+
+
+def linear(n, seed, missing=0.0):
+    """Labels that are linear in x with correlated Gaussian scatter."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, 2))
+    y = x @ MIXING.T + rng.multivariate_normal(np.zeros(3), SCATTER, size=n)
+    y[rng.random(y.shape) < missing] = np.nan
+    cells = tuple({"name": name} for name in "abc")
+    schema = Schema(modalities=(ModalitySpec(name="x", shape=(2,)), ModalitySpec(name="y", cells=cells)))
+    return Observations.from_arrays(schema, {"x": x, "y": y}, ids=[f"{seed}-{row}" for row in range(n)])
+
+
+@pytest.fixture(scope="module")
+def learned():
+    """A flow of blocks, from rows that lack labels at random."""
+    family = cs.VAEFlow(target="y", blocks=[["c", "a"], ["b"]], hidden=32, layers=4)
+    config = cs.TrainConfig(max_steps=1200, batch_size=256, learning_rate=1e-3, validation=0.1)
+    return cs.fit(family, linear(6000, 0, missing=0.3), config)
+
+
+@pytest.mark.parametrize("cells", [(0, 1, 2), (0, 1), (1,)])
+def test_blocks_learned_from_rows_with_gaps_are_the_gaussian(learned, cells):
+    test = linear(2000, 1)
+    hide = np.ones((len(test), 3), bool)
+    hide[:, cells] = False
+    some = test.hide_cells({"y": hide})
+    found = learned.log_prob(some, ["y"]).value
+    x, y = test.parts["x"].value, test.parts["y"].value
+    left, scatter = (y - x @ MIXING.T)[:, cells], SCATTER[np.ix_(cells, cells)]
+    square = np.sum(left * np.linalg.solve(scatter, left.T).T, axis=1)
+    exact = -0.5 * (square + np.linalg.slogdet(2 * math.pi * scatter)[1])
+    assert 0 < np.mean(exact - found) < 0.03
+    # what independent labels would miss, where there is something to miss
+    apart = -0.5 * (left**2 / scatter.diagonal() + np.log(2 * math.pi * scatter.diagonal())).sum(axis=1)
+    assert len(cells) == 1 or np.mean(exact - apart) > 0.2
+
+
+def test_draws_have_the_gaussians_moments(learned):
+    test = linear(500, 2)
+    draws = learned.sample(test.hide("y"), ["y"], n=20).values["y"]
+    left = draws - test.parts["x"].value @ MIXING.T
+    np.testing.assert_allclose(left.mean(axis=(0, 1)), 0, atol=0.08)
+    np.testing.assert_allclose(np.cov(left.reshape(-1, 3).T), SCATTER, atol=0.05)
