@@ -31,14 +31,22 @@ from pydantic import PositiveFloat
 from torch import Tensor, nn
 
 from consilience.blocks.encoders import Architecture
+from consilience.blocks.profiles import (
+    MOFFAT_WIDTH,
+    exponential,
+    exponential_slopes,
+    moffat,
+    moffat_slope,
+    sersic,
+    sersic_index,
+    sersic_slopes,
+    sersic_table,
+)
 from consilience.data.scaling import CellTransform
 from consilience.data.schema import Frozen
-from consilience.data.sersic import scale, transform
 
 __all__ = ["Disc", "PhysicsDecoder", "Profile"]
 
-INDICES = (0.5, 6.0)  # of Sérsic's law
-MOFFAT_BETA = 3.5
 TINY = 1e-12
 STEPS, RATE = 200, 0.05  # of the fit to the mean image
 WIDTHS = {  # of the population, until it is seen
@@ -108,7 +116,7 @@ class Disc(nn.Module):
         self.register_buffer("rows", 2 * math.pi * row[:, None], persistent=False)
         self.register_buffer("columns", 2 * math.pi * column[None], persistent=False)
         if profile.law == "sersic":
-            self.register_buffer("law", _table(), persistent=False)
+            self.register_buffer("law", sersic_table(), persistent=False)
 
     @property
     def size(self) -> int:
@@ -142,7 +150,7 @@ class Disc(nn.Module):
         if "log_seeing" in t:
             found["seeing"] = t["log_seeing"].exp()
         if "index" in t:
-            found["index"] = _index(t["index"])
+            found["index"] = sersic_index(t["index"])
         return found
 
     def flux(self, u: Tensor) -> Tensor:
@@ -152,23 +160,21 @@ class Disc(nn.Module):
     def slopes(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Images in linear flux at u (R, P), and their slopes (R, P, C, H, W)."""
         t, width = self.parameters_at(u), self.log_width.exp()
-        flux, amplitude, phase = self._flux(t)[:, :, None, None], self._amplitude(u), self._phase(t)
+        flux, phase = self._flux(t)[:, :, None, None], self._phase(t)
+        amplitude, bent = self._amplitude_slopes({name: value[:, None, None] for name, value in t.items()})
         turned = amplitude * phase
         image = flux * self._image(turned)[:, None]
         columns = []
         for column, name in enumerate(self.names):
             if name == "log_flux" or name.startswith("colour"):
                 bands = [name in ("log_flux", f"colour_{band}") for band in range(self.bands)]
-                columns.append(width[column] * torch.tensor(bands).to(image)[:, None, None] * image)
-                continue
-            if name in ("row", "column"):
+                slope = torch.tensor(bands).to(image)[:, None, None] * image
+            elif name in ("row", "column"):
                 wave = self.rows if name == "row" else self.columns
-                slope = width[column] * wave * torch.complex(turned.imag, -turned.real)
+                slope = flux * self._image(wave * torch.complex(turned.imag, -turned.real))[:, None]
             else:
-                along = torch.zeros_like(u)
-                along[:, column] = 1.0
-                slope = torch.func.jvp(self._amplitude, (u,), (along,))[1] * phase
-            columns.append(flux * self._image(slope)[:, None])
+                slope = flux * self._image(bent[name] * phase)[:, None]
+            columns.append(width[column] * slope)
         return image, torch.stack(columns, 1)
 
     def _shape(self, u: Tensor) -> Tensor:
@@ -178,12 +184,42 @@ class Disc(nn.Module):
     def _amplitude(self, u: Tensor) -> Tensor:
         """Fourier transform of sources of flux 1 in the middle, over pixels, (R, 2 H, W + 1)."""
         t = {name: value[:, None, None] for name, value in self.parameters_at(u).items()}
-        found = self._round(t) * (torch.sinc(self.rows / (2 * math.pi)) * torch.sinc(self.columns / (2 * math.pi)))
+        found = self._round(t) * self._pixel()
+        return found * moffat(self._blur(t)) if "log_seeing" in t else found
+
+    def _amplitude_slopes(self, t: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The same at t, each (R, 1, 1), and its slopes by what shapes it, in units of t."""
+        total, stretched, crossed = self._waves()
+        q, first, second = _ellipse(t["v_1"], t["v_2"])
+        k2 = (2 * t["log_radius"]).exp() * _elongated(q, first, second, *self._waves())
+        if "index" in t:
+            found, by_k2, by_index = sersic_slopes(self.law, k2, t["index"])
+            slopes = {"index": by_index}
+        else:
+            (found, by_k2), slopes = exponential_slopes(k2), {}
+        slopes["log_radius"] = by_k2 * 2 * k2
+        by_k2 = by_k2 * (2 * t["log_radius"]).exp() * (k2 > 0)
+        for name, (dq, dfirst, dsecond) in _ellipse_slopes(t["v_1"], t["v_2"]).items():
+            along = q * dq * total + 0.5 * (dq * first + (1 + q) * dfirst) * stretched
+            slopes[name] = by_k2 * (along + 0.5 * (dq * second + (1 + q) * dsecond) * crossed)
+        other = self._pixel()
         if "log_seeing" in t:
-            k = torch.hypot(self.rows, self.columns)
-            x = t["log_seeing"].exp() * k / (2 * math.sqrt(2 ** (1 / MOFFAT_BETA) - 1))
-            found = found * ((-x).exp() * (1 + x + x.square() / 3))
-        return found
+            x = self._blur(t)
+            slopes["log_seeing"] = found * moffat_slope(x) / moffat(x)
+            other = other * moffat(x)
+        return found * other, {name: slope * other for name, slope in slopes.items()}
+
+    def _waves(self) -> tuple[Tensor, Tensor, Tensor]:
+        """k_x² + k_y², k_x² - k_y² and 2 k_x k_y, each (2 H, W + 1)."""
+        x2, y2 = self.columns.square(), self.rows.square()
+        return x2 + y2, x2 - y2, 2 * self.columns * self.rows
+
+    def _pixel(self) -> Tensor:
+        return torch.sinc(self.rows / (2 * math.pi)) * torch.sinc(self.columns / (2 * math.pi))
+
+    def _blur(self, t: dict[str, Tensor]) -> Tensor:
+        """Wave numbers in units of the atmosphere's."""
+        return t["log_seeing"].exp() * torch.hypot(self.rows, self.columns) / MOFFAT_WIDTH
 
     def _phase(self, t: dict[str, Tensor]) -> Tensor:
         """Of the centres, (R, 2 H, W + 1)."""
@@ -252,15 +288,10 @@ class Disc(nn.Module):
 
     def _round(self, t: dict[str, Tensor]) -> Tensor:
         """T_n of the elliptical profile, (R, 2 H, W + 1)."""
-        q, first, second = _ellipse(t["v_1"], t["v_2"])
-        x2, y2 = self.columns.square(), self.rows.square()
-        turned = first * (x2 - y2) + 2 * second * self.columns * self.rows  # e (cos 2θ …)
-        k2 = 0.5 * (1 + q.square()) * (x2 + y2) + 0.5 * (1 + q) * turned
-        k2 = (2 * t["log_radius"]).exp() * k2.clamp_min(0)
+        k2 = (2 * t["log_radius"]).exp() * _elongated(*_ellipse(t["v_1"], t["v_2"]), *self._waves())
         if "index" in t:
-            return _looked_up(self.law, k2, _index(t["index"]))
-        rise = 1 + k2 / scale(1.0) ** 2
-        return 1 / (rise * rise.sqrt())
+            return sersic(self.law, k2, t["index"])
+        return exponential(k2)
 
 
 class PhysicsDecoder(nn.Module):
@@ -312,35 +343,21 @@ def _ellipse(v_1: Tensor, v_2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return 1 - e, v_1 * e / length, v_2 * e / length
 
 
-def _index(logit: Tensor) -> Tensor:
-    low, high = (math.log(n) for n in INDICES)
-    return (low + (high - low) * torch.sigmoid(logit)).exp()
+def _ellipse_slopes(v_1: Tensor, v_2: Tensor) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+    """Slopes of these three by v_1 and by v_2."""
+    length = (v_1.square() + v_2.square() + TINY).sqrt()
+    e = length.tanh()
+    steep, ratio = 1 - e.square(), e / length
+    found = {}
+    for name, v in (("v_1", v_1), ("v_2", v_2)):
+        by_ratio = (steep - ratio) * v / length.square()
+        one, other = v_1 * by_ratio, v_2 * by_ratio
+        slopes = (one + ratio, other) if name == "v_1" else (one, other + ratio)
+        found[name] = (-steep * v / length, *slopes)
+    return found
 
 
-GRID = (24, 512)  # indices and wave numbers at which log T is known, both equal steps in logarithm
-WAVES = (1e-3, 1e3)
-
-
-def _table() -> Tensor:
-    """log T at the nodes of ``GRID``."""
-    indices = np.geomspace(*INDICES, GRID[0])
-    waves = np.geomspace(*WAVES, GRID[1])
-    logs = []
-    for index in indices:
-        k, found = transform(float(index))
-        logs.append(np.interp(np.log(waves), np.log(k), np.log(np.maximum(found, 1e-12))))
-    return torch.tensor(np.array(logs), dtype=torch.float32)
-
-
-def _looked_up(table: Tensor, k2: Tensor, index: Tensor) -> Tensor:
-    """T between the nodes, bilinear in logarithms: at squared wave numbers (R, …), indices (R, 1, 1)."""
-    across = (0.5 * (k2 + WAVES[0] ** 2).log() - math.log(WAVES[0])) / math.log(WAVES[1] / WAVES[0]) * (GRID[1] - 1)
-    down = (index.log() - math.log(INDICES[0])) / math.log(INDICES[1] / INDICES[0]) * (GRID[0] - 1)
-    across, down = across.clamp(0, GRID[1] - 1.001), down.clamp(0, GRID[0] - 1.001)
-    left, top = across.floor().long(), down.floor().long()
-    a, b = across - left, down - top
-    flat = table.to(k2).flatten()
-    at = top * GRID[1] + left
-    upper = flat[at] * (1 - a) + flat[at + 1] * a
-    lower = flat[at + GRID[1]] * (1 - a) + flat[at + GRID[1] + 1] * a
-    return (upper * (1 - b) + lower * b).exp()
+def _elongated(q: Tensor, first: Tensor, second: Tensor, total: Tensor, stretched: Tensor, crossed: Tensor) -> Tensor:
+    """k² in axes of the ellipse, its major axis of unit length."""
+    turned = first * stretched + second * crossed
+    return (0.5 * (1 + q.square()) * total + 0.5 * (1 + q) * turned).clamp_min(0)
