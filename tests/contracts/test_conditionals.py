@@ -97,25 +97,12 @@ def test_a_target_is_the_same_alone_and_among_others(fit, fresh):
     assert torch.equal(alone[target], draws(fit, fresh, n=3)[target])
 
 
-def prior_of(model):
-    """Mean and standard deviation of every latent block of the population."""
-    if not hasattr(model, "prior"):  # the standard one
-        return {block: (torch.zeros(spec.shape), torch.ones(spec.shape)) for block, spec in model.blocks.items()}
-    if hasattr(model.prior, "root"):  # trajectories: of every bin
-        sizes = [spec.shape[1] for spec in model.blocks.values()]
-        parts = model.prior.root().square().sum(-1).sqrt().mT.split(sizes, -1)
-        return {block: (torch.zeros_like(std), std) for block, std in zip(model.blocks, parts, strict=True)}
-    sizes = [spec.size for spec in model.blocks.values()]
-    std = (model.prior.factor @ model.prior.factor.mT).diagonal().sqrt()
-    return dict(zip(model.blocks, zip(model.prior.mean.split(sizes), std.split(sizes), strict=True), strict=True))
-
-
 def test_nothing_seen_gives_the_prior(latent, fresh):
     fit = latent
     found = conditional(fit, fresh[:4].hide(*fresh.schema.names))
     for block, posterior in found.latent().items():
         assert posterior.mean.shape[1:] == fit.members[0].blocks[block].shape
-        mean, std = prior_of(fit.members[0])[block]
+        mean, std = fit.members[0].population()[block]
         torch.testing.assert_close(posterior.mean, mean.expand_as(posterior.mean), atol=1e-4, rtol=0)
         torch.testing.assert_close(posterior.std, std.expand_as(posterior.std), atol=1e-4, rtol=0)
 
@@ -128,7 +115,7 @@ def test_an_empty_row_takes_nothing_from_its_neighbours(latent, fresh):
     table = Observations.from_arrays(fresh.schema, values, state=states, ids=fresh.ids[:5])
     block, *_ = fit.members[0].blocks
     found = conditional(fit, table).latent()[block]
-    _, std = prior_of(fit.members[0])[block]
+    _, std = fit.members[0].population()[block]
     torch.testing.assert_close(found.std[0], std, atol=1e-4, rtol=0)
     assert ((found.std[1:] / std).flatten(1).min(-1).values < 0.9).all()
 

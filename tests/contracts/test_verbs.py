@@ -182,8 +182,9 @@ def test_densities_say_how_they_were_obtained_and_score_nothing_where_nothing_is
     assert np.isnan(fit.cell_log_prob(fresh.hide(target), [target])[target]).all()
 
 
-def test_seeing_more_is_scored_higher_on_average(fit, scored):
-    fresh = scored
+def test_seeing_more_is_scored_higher_on_average(name, scored):
+    # encoders of a mixture are too sure of themselves for longer
+    fit, fresh = fitted(name, steps=200 if name == "dvae-mixture" else 30), scored
     if fit.family.model_dump().get("posterior") in ("point", "map"):
         return  # without the latent's uncertainty they are certain of what they do not know
     if len(fresh.schema.names) == 1:

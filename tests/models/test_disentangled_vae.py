@@ -365,3 +365,22 @@ def test_a_disc_needs_an_image():
     rows = table()
     with pytest.raises(SchemaError, match="real image"):
         model_of(rows, physics={"x1": Profile()})
+
+
+def test_what_no_encoder_reads_is_drawn_from_its_population():
+    """Latents of a VAE whose divergence hardly counts are not N(0, I)."""
+    rng = np.random.default_rng(0)
+    z = np.concatenate([rng.normal(-1, 0.3, size=300), rng.normal(1, 0.3, size=300)])
+    x = z[:, None] * np.linspace(0.5, 1.5, 12) + 0.1 * rng.normal(size=(600, 12))
+    schema = Schema(modalities=(ModalitySpec(name="x", shape=(12,)),))
+    table = Observations.from_arrays(schema, {"x": x})
+    config = cs.TrainConfig(max_steps=200, learning_rate=1e-2, weights={"kl/*": 0.01}, validation=0)
+    fit = cs.fit(cs.VAE(latent_dim=1, hidden=16), table, config)
+    found, unseen = fit.latent(table), fit.latent(table.hide("x"))
+    mean, std = found.mean["shared"], found.std["shared"]
+    spread = np.sqrt(mean.var() + np.square(std).mean())
+    np.testing.assert_allclose(unseen.mean["shared"], mean.mean(), atol=0.05)
+    np.testing.assert_allclose(unseen.std["shared"], spread, rtol=0.05)
+    assert abs(spread - 1) > 0.1
+    drawn, true = fit.generate(2000, seed=0).values["x"], x
+    assert drawn.std() == pytest.approx(true.std(), rel=0.1)

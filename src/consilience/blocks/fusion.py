@@ -1,9 +1,9 @@
 r"""Fusion of what several experts say of one latent vector, every object with its own set of experts.
 
 An expert is a Gaussian factor :math:`\exp(\eta^\top z - \tfrac12 z^\top \Lambda z)` of each object, zero where it saw
-nothing. A product of experts is the Gaussian of shift :math:`\sum_i \eta_i` and precision
-:math:`P_0 + \sum_i \Lambda_i`, with the prior's :math:`P_0 = I`; in the plain form :math:`P_0 = 0` where there is an
-expert. A mixture of products averages the products of several sets of experts.
+nothing. A product of experts is the Gaussian of shift :math:`P_0 a + \sum_i \eta_i` and precision
+:math:`P_0 + \sum_i \Lambda_i`, with the prior's mean a = 0 and :math:`P_0 = I` unless others are given; in the plain
+form :math:`P_0 = 0` where there is an expert. A mixture of products averages the products of several sets of experts.
 
 References:
     | Multimodal generative models for scalable weakly-supervised learning (Wu & Goodman, 2018)
@@ -35,11 +35,15 @@ class AbstractExperts(ABC):
         shift: η, shape (M, B, Q).
         precision: Λ, of shape (M, B, Q) where it is diagonal, or (M, B, Q, Q).
         plain: Leave the prior out of products of one or more experts.
+        prior_mean: Of the prior of each latent, (B, Q), where it is not N(0, 1).
+        prior_precision: The same.
     """
 
     shift: Tensor
     precision: Tensor
     plain: bool = False
+    prior_mean: Tensor | float = 0.0
+    prior_precision: Tensor | float = 1.0
 
     @abstractmethod
     def product(self, chosen: Tensor) -> DiagonalLatent | GaussianLatent:
@@ -58,7 +62,8 @@ class AbstractExperts(ABC):
 
     def _prior(self, diagonal: Tensor) -> Tensor:
         """What the prior adds to the diagonal of a precision, (…, B, Q)."""
-        return torch.where(diagonal > 0, LEAST, 1.0) if self.plain else torch.ones_like(diagonal)
+        prior = torch.ones_like(diagonal) * self.prior_precision
+        return torch.where(diagonal > 0, LEAST, prior) if self.plain else prior
 
 
 @dataclass(frozen=True)
@@ -79,8 +84,9 @@ class DiagonalExperts(AbstractExperts):
         return self._posterior(self.shift, self.precision)
 
     def _posterior(self, shift: Tensor, precision: Tensor) -> DiagonalLatent:
-        total = self._prior(precision) + precision
-        return DiagonalLatent(shift / total, total.rsqrt())
+        prior = self._prior(precision)
+        total = prior + precision
+        return DiagonalLatent((shift + prior * self.prior_mean) / total, total.rsqrt())
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,8 @@ class FullExperts(AbstractExperts):
         return self._posterior(self.shift, self.precision)
 
     def _posterior(self, shift: Tensor, precision: Tensor) -> GaussianLatent:
-        total = torch.diag_embed(self._prior(precision.diagonal(dim1=-2, dim2=-1))) + precision
+        prior = self._prior(precision.diagonal(dim1=-2, dim2=-1))
+        total, shift = torch.diag_embed(prior) + precision, shift + prior * self.prior_mean
         mean = torch.linalg.solve(total.double(), shift.double()[..., None])[..., 0]
         return from_precision(mean.to(shift), total)
 

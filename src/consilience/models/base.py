@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal, NamedTuple, Protocol, Self, runtime_checkable
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -185,6 +186,10 @@ class AbstractModel(nn.Module, ABC):
 
     def refresh(self) -> None:  # noqa: B027
         """Recompute what is derived from the state, after it was loaded."""
+
+    def population(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Mean and standard deviation of each latent block before anything is seen: N(0, I) by default."""
+        return {block: (torch.zeros(spec.shape), torch.ones(spec.shape)) for block, spec in self.blocks.items()}
 
     def closed_form_step(  # noqa: B027
         self,

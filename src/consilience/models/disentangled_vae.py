@@ -68,6 +68,7 @@ __all__ = ["DisentangledVAE"]
 Likelihood = Literal["gaussian", "student", "poisson", "negative-binomial", "bernoulli", "categorical"]
 Bound = Literal["joint", "self", "cross"]
 QUICK = 10.0  # of the learning rate: a step of Adam moves the logarithm of a noise by no more than its rate
+PSEUDO = 10  # rows of N(0, 1) beside those at hand when the population is learned
 LEAST = 0.05  # share of a latent's variance that cells must decide for it to be heard, as in ``Latent.used``
 
 
@@ -142,6 +143,8 @@ class DisentangledVAE(AbstractFamily):
 class _Module(AbstractModel):
     capabilities: frozenset[str] = frozenset({"density", "latent", "generate", "limits"})
     heard: Tensor  # 1 for latents that encoders say anything of, else 0, (Q,)
+    origin: Tensor  # mean of each latent in the population, (Q,)
+    spread: Tensor  # its standard deviation there, (Q,)
 
     def __init__(self, config: DisentangledVAE, schema: Schema, objects: int) -> None:
         super().__init__()
@@ -170,6 +173,8 @@ class _Module(AbstractModel):
         self.encoders, self.decoders = nn.ModuleDict(encoders), nn.ModuleDict(decoders)
         self.likelihoods, self.discs, self.fits = nn.ModuleDict(likelihoods), nn.ModuleDict(discs), nn.ModuleDict(fits)
         self.register_buffer("heard", torch.ones(self.size))
+        self.register_buffer("origin", torch.zeros(self.size))
+        self.register_buffer("spread", torch.ones(self.size))
         # what is shared may tell of a disc, and one disc of another
         pairs = [pair for pair in combinations(self.blocks, 2) if pair[1].startswith("private_")]
         of_discs = frozenset(f"physics_{name}" for name in config.physics)
@@ -277,7 +282,14 @@ class _Module(AbstractModel):
     @torch.no_grad()
     def posterior(self, experts: AbstractExperts, seen: Tensor) -> DiagonalLatent | GaussianLatent | MixtureLatent:
         if self.config.posterior == "diagonal":
-            experts = replace(experts, shift=experts.shift * self.heard, precision=experts.precision * self.heard)
+            read = self._read_in(seen)
+            experts = replace(
+                experts,
+                shift=experts.shift * self.heard,
+                precision=experts.precision * self.heard,
+                prior_mean=torch.where(read, 0.0, self.origin),
+                prior_precision=torch.where(read, 1.0, self.spread**-2),
+            )
         if self.config.fusion == "product":
             return experts.product(seen)
         members, weight = sets_of_experts(self.config.fusion, seen)
@@ -303,14 +315,36 @@ class _Module(AbstractModel):
 
     @torch.no_grad()
     def settle(self, rows: Observations) -> None:
-        """Silence latents of which encoders know next to nothing: their means are small, yet tell a probe all."""
+        """Silence latents of which encoders know next to nothing, and learn how the others are spread.
+
+        Means of the former are small, yet tell a probe all. Where divergences count for less than once, the latter are
+        not N(0, 1) in the population: what no encoder reads in a row is drawn from the moments that they have there.
+        """
         self.heard.fill_(1.0)
         if self.config.posterior == "diagonal":
             experts, seen = self.experts(rows)
-            q = self.posterior(self.heeded(experts, seen), seen)
+            q, read = self.posterior(self.heeded(experts, seen), seen), self._read_in(seen)
             between, within = q.mean.var(0, correction=0), q.std.square().mean(0)
             self.heard.copy_(between >= LEAST * (between + within))
+            counts = read.to(q.mean) * self.heard
+            counts[:, self.layout.some(*(f"physics_{name}" for name in self.config.physics))] = 0.0
+            total = counts.sum(0) + PSEUDO
+            self.origin.copy_((counts * q.mean).sum(0) / total)
+            second = (counts * (q.std.square() + (q.mean - self.origin).square())).sum(0)
+            self.spread.copy_(((second + PSEUDO) / total).sqrt())
         settle_discs(self, rows)
+
+    def _read_in(self, seen: Tensor) -> Tensor:
+        """Which latents of each row any encoder reads, (B, Q); those of discs, which have a population, always."""
+        by_name, found = dict(zip(self.schema.names, seen, strict=True)), []
+        for block, spec in self.blocks.items():
+            kind, _, name = block.partition("_")
+            rows = {"private": by_name.get(name), "shared": seen.any(0)}.get(kind)
+            found.append((torch.ones_like(seen[0]) if rows is None else rows)[:, None].expand(-1, spec.size))
+        return torch.cat(found, -1)
+
+    def population(self) -> dict[str, tuple[Tensor, Tensor]]:
+        return {block: (self.origin[place], self.spread[place]) for block, place in self.places.items()}
 
     def groups(self) -> tuple[Group, ...]:
         found: dict[str, dict[str, nn.Parameter]] = {}

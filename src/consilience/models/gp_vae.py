@@ -254,6 +254,11 @@ class _Module(AbstractModel):
         slower = SLOWER if len(self.decoders) else {}
         return tuple(Group(kind, some, slower.get(kind, 1.0)) for kind, some in parameters.items())
 
+    def population(self) -> dict[str, tuple[Tensor, Tensor]]:
+        sizes = [spec.shape[1] for spec in self.blocks.values()]
+        parts = self.prior.root().square().sum(-1).sqrt().mT.split(sizes, -1)
+        return {block: (torch.zeros_like(std), std) for block, std in zip(self.blocks, parts, strict=True)}
+
     def answers(self, readable: frozenset[str], producible: frozenset[str]) -> bool:
         return readable | producible <= set(self.schema.names) and bool(producible)
 

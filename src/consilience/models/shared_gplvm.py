@@ -350,6 +350,10 @@ class _Module(AbstractModel):
         assert self.factors is not None
         return from_precision(*self.factors(*self.pseudo(context)))
 
+    def population(self) -> dict[str, tuple[Tensor, Tensor]]:
+        mean, std = self.prior.mean, self.prior.factor.square().sum(-1).sqrt()
+        return {block: (mean[columns], std[columns]) for block, columns in self._block_columns().items()}
+
     def _block_columns(self) -> dict[str, Tensor]:
         found, offset = {}, 0
         for block, spec in self.blocks.items():

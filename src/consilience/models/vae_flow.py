@@ -226,6 +226,9 @@ class _Module(AbstractModel):
         for name in self.config.images:
             self._autoencoder(name).settle(rows.select(name))
 
+    def population(self) -> dict[str, tuple[Tensor, Tensor]]:
+        return {name: self._autoencoder(name).population()["shared"] for name in self.config.images}
+
     def groups(self) -> tuple[Group, ...]:
         noise, images, flow = dict[str, nn.Parameter](), dict[str, nn.Parameter](), dict[str, nn.Parameter]()
         for name, parameter in self.named_parameters():
