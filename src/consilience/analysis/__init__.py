@@ -8,6 +8,7 @@ from consilience.analysis.contributions import Contributions, contributions
 from consilience.analysis.discs import Discs, discs
 from consilience.analysis.imputation import Imputation, imputation
 from consilience.analysis.information import BlockInformation, block_information, ksg
+from consilience.analysis.joint import JointCalibration, joint_calibration
 from consilience.analysis.outliers import Outliers, outliers
 from consilience.analysis.probes import Probes, probes
 from consilience.analysis.reconstruction import Reconstruction, reconstruction
@@ -22,6 +23,7 @@ __all__ = [
     "Contributions",
     "Discs",
     "Imputation",
+    "JointCalibration",
     "MeanBaseline",
     "Outliers",
     "Probes",
@@ -33,6 +35,7 @@ __all__ = [
     "contributions",
     "discs",
     "imputation",
+    "joint_calibration",
     "ksg",
     "outliers",
     "probes",

@@ -8,7 +8,16 @@ import numpy as np
 from consilience.errors import DataError
 from consilience.typing import BoolArray, FloatArray
 
-__all__ = ["central", "crps", "mean_absolute_error", "pit", "r_squared", "root_mean_square"]
+__all__ = [
+    "central",
+    "crps",
+    "energy",
+    "mean_absolute_error",
+    "pit",
+    "r_squared",
+    "root_mean_square",
+    "tarp",
+]
 
 
 def pit(draws: FloatArray, truth: FloatArray, rng: np.random.Generator) -> FloatArray:
@@ -67,6 +76,44 @@ def crps(draws: FloatArray, truth: FloatArray) -> FloatArray:
     weight = (2 * np.arange(count) - count + 1).reshape(-1, *([1] * truth.ndim))
     spread = (weight * np.sort(draws, axis=0)).sum(axis=0) / (count * (count - 1))
     return np.abs(draws - truth).mean(axis=0) - spread
+
+
+def energy(draws: FloatArray, truth: FloatArray) -> FloatArray:
+    r"""Energy score of vectors, fair estimator from S draws (S, N, D), shape (N,): the CRPS if D is 1.
+
+    .. math:: \frac1S\sum_i |x_i - y| - \frac{1}{2S(S-1)}\sum_{ij}|x_i - x_j|
+
+    The second sum is over pairs of draws next to each other, which has the same expectation at a fraction of the cost.
+
+    Example:
+        >>> energy(np.array([[[0.0]], [[2.0]]]), np.array([[1.0]])).tolist()
+        [0.0]
+
+    References:
+        Gneiting & Raftery 2007, JASA 102, 359.
+    """
+    _check(draws, truth)
+    if len(draws) < 2:
+        raise DataError(f"Expected at least 2 draws for the energy score; got {len(draws)}. Raise n.")
+    error = np.linalg.norm(draws - truth, axis=-1).mean(axis=0)
+    return error - 0.5 * np.linalg.norm(np.diff(draws, axis=0), axis=-1).mean(axis=0)
+
+
+def tarp(draws: FloatArray, truth: FloatArray, reference: FloatArray, rng: np.random.Generator) -> FloatArray:
+    r"""Randomised share of draws (S, N, D) nearer to a reference point (N, D) than the truth (N, D) is, shape (N,).
+
+    Uniform on (0, 1) where the posterior is right and the reference does not depend on the truth given what was seen.
+
+    Example:
+        >>> draws, truth = np.zeros((3, 1, 2)), np.ones((1, 2))
+        >>> bool(0.75 <= tarp(draws, truth, np.zeros((1, 2)), np.random.default_rng(0))[0] <= 1)
+        True
+
+    References:
+        Lemos et al. 2023, ICML (arXiv 2302.03026).
+    """
+    _check(draws, truth)
+    return pit(np.linalg.norm(draws - reference, axis=-1), np.linalg.norm(truth - reference, axis=-1), rng)
 
 
 def mean_absolute_error(error: FloatArray) -> FloatArray:

@@ -1,6 +1,6 @@
 """Pictures of plain arrays and draws; the only importer of matplotlib. Every function returns a ``Figure``."""
 
-from consilience.plots.checks import CoverageBand, calibration, predicted_vs_true
+from consilience.plots.checks import CoverageBand, calibration, joint_coverage, predicted_vs_true
 from consilience.plots.corner import corner
 from consilience.plots.curves import Profile, Trend, history, methods, profiles, trends
 from consilience.plots.images import compared_images
@@ -20,6 +20,7 @@ __all__ = [
     "compared_images",
     "corner",
     "history",
+    "joint_coverage",
     "latent_map",
     "methods",
     "outlier_map",

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from consilience.plots.style import BLUE, INK, MUTED, RED, style, with_unit
 from consilience.typing import FloatArray
 
-__all__ = ["CoverageBand", "calibration", "predicted_vs_true"]
+__all__ = ["CoverageBand", "calibration", "joint_coverage", "predicted_vs_true"]
 
 BARS = 500  # objects of a panel that show an error bar, about
 
@@ -59,6 +59,32 @@ def calibration(pit: Mapping[str, FloatArray], bands: Mapping[str, CoverageBand]
         handles, texts = panels[0, 0].get_legend_handles_labels()
         texts = [text.format(100 * confidence) for text in texts]
         figure.legend(handles, texts, loc="outside lower center", ncols=3 if len(names) > 1 else 1)
+    return figure
+
+
+def joint_coverage(u: FloatArray, band: CoverageBand, confidence: float) -> Figure:
+    """Coverage minus nominal level of joint posteriors, and the histogram of u (N,), each with its band.
+
+    Arguments:
+        u: Share of draws that are nearer to a reference than the truth, uniform if posteriors are right.
+        band: Simultaneous bands.
+        confidence: Their confidence, for the legend.
+
+    Example:
+        >>> band = CoverageBand(np.array([0.5, 0.9]), np.array([0.4, 0.8]), np.array([0.6, 1.0]), 0.5, 1.5, 10)
+        >>> len(joint_coverage(np.linspace(0, 1, 50), band, 0.99).axes)
+        2
+    """
+    with style():
+        figure = Figure(figsize=(6.2, 2.9), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        _coverage(left, 0.5 + 0.5 * u, band)  # regions grow from the reference, not from the middle
+        _histogram(right, u, band)
+        left.set(xlabel="nominal level", ylabel="coverage − nominal [points]")
+        right.set(xlabel="share of draws nearer to the reference", ylabel="density")
+        handles, texts = left.get_legend_handles_labels()
+        figure.legend(handles, [text.format(100 * confidence) for text in texts], loc="outside lower center", ncols=3)
+        figure.suptitle(f"joint posteriors (n = {len(u)})")
     return figure
 
 

@@ -1,0 +1,204 @@
+r"""Do the error bars hold together? Coverage of joint posteriors by random points (TARP), with proper scores.
+
+Of each row the share u of draws that lie nearer to a reference point than the truth does is uniform if the posterior is
+right, whatever the reference, as long as it does not depend on the truth itself. For references that do not depend on
+what is seen, a posterior equal to the prior passes too; so the reference of a row is the truth of a row that looks like
+it, from another part of the table. Posteriors that are too narrow, too wide, or have lost a correlation show here; one
+that is only shifted lies about as far from the references as the right one, and shows in the ranks of single cells
+(:mod:`~consilience.analysis.calibration`) and in the energy score.
+
+References:
+    Sampling-based accuracy testing of posterior estimators for general inference (Lemos et al., 2023)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from consilience.analysis.bands import coverage_band, coverage_pvalue, histogram_band, uniform_pvalue
+from consilience.analysis.base import AbstractResult, answered, default_targets, quantities, tiles, truth_of
+from consilience.analysis.calibration import Bands
+from consilience.analysis.scores import energy, tarp
+from consilience.data.observations import Observations
+from consilience.data.scaling import Scaler
+from consilience.errors import DataError
+from consilience.predict.tiles import seen
+from consilience.typing import FloatArray, StringArray
+
+if TYPE_CHECKING:
+    from astropy.table import Table
+
+    from consilience.plots.style import Figure
+    from consilience.predict.fitted import Fitted
+
+__all__ = ["JointCalibration", "joint_calibration"]
+
+LEAST = 20  # rows with all targets
+COMPONENTS = 10  # of what is seen, in which rows look alike
+
+
+@dataclass(frozen=True)
+class JointCalibration(AbstractResult):
+    """TARP coverage and scores of the joint posterior of C cells on N rows.
+
+    ``coverage``, ``low`` and ``high`` have shape (K,), of the levels in ``bands``; ``inside_band`` says whether all of
+    them lie in the simultaneous band, ``pvalue`` is that of the same test and ``uniform_pvalue`` that of uniformity of
+    u (N,), the share of draws nearer to the reference than the truth. ``nlpd`` is the mean joint density's in nats, NaN
+    for a model without; ``energy`` the energy score in units of each cell's scatter, ``energy_prior`` that of draws
+    from other rows: what was not learned shows there.
+    """
+
+    name: ClassVar[str] = "joint-calibration"
+
+    cells: tuple[str, ...]
+    given: tuple[str, ...]
+    bands: Bands
+    ids: StringArray
+    u: FloatArray
+    coverage: FloatArray
+    low: FloatArray
+    high: FloatArray
+    inside_band: bool
+    pvalue: float
+    uniform_pvalue: float
+    nlpd: float
+    energy: float
+    energy_prior: float
+
+    def table(self) -> "Table":
+        """One row: scores, then coverage with its band at each level."""
+        from astropy.table import Table
+
+        found = {"cells": ", ".join(self.cells), "rows": len(self.u), "nlpd": self.nlpd, "energy": self.energy}
+        found |= {"energy_prior": self.energy_prior, "uniform_pvalue": self.uniform_pvalue}
+        for k, level in enumerate(self.bands.levels):
+            found |= {f"coverage{100 * level:g}": self.coverage[k]}
+            found |= {f"low{100 * level:g}": self.low[k], f"high{100 * level:g}": self.high[k]}
+        return Table([found])
+
+    def figure(self) -> "Figure":
+        """Coverage minus nominal, and the histogram of u, with their bands."""
+        from consilience import plots
+
+        edges = histogram_band(len(self.u), self.bands.bins, self.bands.confidence)
+        band = plots.CoverageBand(np.array(self.bands.levels), self.low, self.high, *edges, self.bands.bins)
+        return plots.joint_coverage(self.u, band, self.bands.confidence)
+
+
+def joint_calibration(
+    fitted: "Fitted",
+    obs: Observations,
+    targets: Sequence[str] | None = None,
+    *,
+    given: Observations | None = None,
+    bands: Bands = Bands(),
+    n: int = 500,
+    seed: int = 0,
+) -> JointCalibration:
+    """Whether joint posteriors of the targets hold what they claim, correlations included.
+
+    Half of the rows in which all target cells are measured are scored; the truths of the others are references, each
+    of the row that looks most alike in what is shown (in principal components of the scaled cells). Draws include each
+    row's stated error, as in :func:`calibration`.
+
+    Arguments:
+        fitted: Any fitted model.
+        obs: Rows that the model was not trained on.
+        targets: Modalities of ordered numbers to score together; by default those with named cells.
+        given: What the model is shown, same rows; by default ``obs`` with the targets hidden.
+        bands: Levels, confidence and bins.
+        n: Draws per object.
+        seed: Of the draws, of the halves and of ties.
+
+    Raises:
+        CapabilityError: the model does not answer this question.
+        DataError: too few rows with all targets measured, nothing seen in them, or ``given`` of other rows.
+
+    Example:
+        >>> import consilience as cs
+        >>> table = cs.simulators.gaussian(90, seed=0)
+        >>> fit = cs.fit(cs.Regression(target="y", hidden=8), table[:50], cs.TrainConfig(max_steps=5))
+        >>> joint_calibration(fit, table[50:], ["y"], n=20).given
+        ('x',)
+    """
+    targets = tuple(targets or default_targets(fitted.schema))
+    given = obs.hide(*targets) if given is None else given
+    readable = seen(given)
+    answered(fitted, readable, targets)
+    if not np.array_equal(given.ids, obs.ids):
+        raise DataError("Expected the same rows in obs and given; got different ids. Derive given from obs.")
+    truth = np.concatenate([truth_of(obs, name) for name in targets], axis=1)
+    whole = np.flatnonzero(np.isfinite(truth).all(axis=1))
+    if len(whole) < LEAST or not readable:
+        raise DataError(
+            f"Expected at least {LEAST} rows with all cells of {list(targets)} measured and something else seen; got "
+            f"{len(whole)} rows, seen {sorted(readable)}. Pass more rows, or score fewer targets."
+        )
+    order = np.random.default_rng(seed).permutation(whole)
+    scored, library = np.sort(order[len(order) // 2 :]), np.sort(order[: len(order) // 2])
+    unit = np.maximum(truth[library].std(axis=0), 1e-300)
+    reference = truth[library][_alike(given[scored], given[library], sorted(readable), seed)]
+    u, score, prior = _scores(fitted, obs[scored], given[scored], targets, (truth[scored], reference, unit), n, seed)
+    nlpd = np.nan
+    if "density" in fitted.capabilities:
+        nlpd = -float(np.mean(fitted.log_prob(obs[scored], list(targets), given=given[scored]).value))
+    cells = tuple(q.name for name in targets for q in quantities(fitted.schema[name], each=True))
+    return _judge(cells, tuple(sorted(readable)), bands, obs.ids[scored], u, (nlpd, score, prior))
+
+
+def _alike(rows: Observations, library: Observations, names: Sequence[str], seed: int) -> np.ndarray:
+    """Number of the row of the library that looks most like each row."""
+    from sklearn.decomposition import PCA
+    from sklearn.neighbors import NearestNeighbors
+
+    scaler = Scaler.fit(library.select(*(n for n in names if library.parts[n].measured.any())))
+    both = []
+    for table in (library, rows):
+        parts = scaler.forward(table.select(*scaler.schema.names)).parts.values()
+        both.append(np.concatenate([part.value.reshape(len(table), -1) for part in parts], axis=1))
+    pca = PCA(min(COMPONENTS, *both[0].shape), random_state=seed).fit(both[0])
+    near = NearestNeighbors(n_neighbors=1).fit(pca.transform(both[0]))
+    return near.kneighbors(pca.transform(both[1]), return_distance=False)[:, 0]
+
+
+def _scores(
+    fitted: "Fitted",
+    obs: Observations,
+    given: Observations,
+    targets: tuple[str, ...],
+    known: tuple[FloatArray, FloatArray, FloatArray],
+    n: int,
+    seed: int,
+) -> tuple[FloatArray, float, float]:
+    """u of each row, the mean energy score, and that of the references as draws."""
+    truth, reference, unit = known
+    rng = np.random.default_rng(seed)
+    u, score = np.empty(len(obs)), np.empty(len(obs))
+    for rows in tiles(len(obs), 3 * n * truth.shape[1]):
+        samples = fitted.sample(given[rows], list(targets), n=n, seed=seed, observed=True, at=obs[rows])
+        draws = np.concatenate([samples.values[t].reshape(n, len(samples.ids), -1) for t in targets], axis=2) / unit
+        u[rows] = tarp(draws, truth[rows] / unit, reference[rows] / unit, rng)
+        score[rows] = energy(draws, truth[rows] / unit)
+    # draws that know nothing of a row: the truths of other rows
+    others = np.stack([np.roll(truth, shift, axis=0) for shift in range(1, min(len(truth), n))]) / unit
+    return u, float(score.mean()), float(energy(others, truth / unit).mean())
+
+
+def _judge(
+    cells: tuple[str, ...],
+    given: tuple[str, ...],
+    bands: Bands,
+    ids: StringArray,
+    u: FloatArray,
+    scores: tuple[float, float, float],
+) -> JointCalibration:
+    counts = tuple(int((u <= level).sum()) for level in bands.levels)
+    coverage = np.array(counts) / len(u)
+    low, high = (np.array(edge) for edge in coverage_band(len(u), bands.levels, bands.confidence))
+    inside = bool(((coverage >= low - 1e-12) & (coverage <= high + 1e-12)).all())
+    pvalue = coverage_pvalue(counts, len(u), bands.levels)
+    return JointCalibration(
+        cells, given, bands, ids, u, coverage, low, high, inside, pvalue, uniform_pvalue(u[:, None]), *scores
+    )
