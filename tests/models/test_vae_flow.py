@@ -7,7 +7,9 @@ import pytest
 import torch
 
 import consilience as cs
-from consilience.data.observations import Modality, State
+from consilience.data.observations import Modality, Observations, State
+from consilience.data.scaling import Scaler
+from consilience.data.schema import ModalitySpec, Schema
 from consilience.errors import CapabilityError, SchemaError
 from constructors import FLOW, catalogue, fitted, survey
 
@@ -23,6 +25,22 @@ def test_features_that_were_computed_once_are_those_of_the_image():
         torch.testing.assert_close(model.features(model.prepare(blank)), model.features(blank))
     assert set(model.terms(features, features)) == {"nll/labels", "nll/bright"}
     assert model.prepare(features) is not rows and model.prepare(features).parts["image"] is features.parts["image"]
+
+
+def test_features_are_not_taken_for_a_modality_with_as_many_cells():
+    """Two latents have four features; the flux has three cells, here with one more."""
+    table = survey(60)
+    flux = np.concatenate([table.parts["flux"].value] * 2, axis=1)[:, :4]
+    spec = ModalitySpec(name="flux", shape=(4,))
+    wide = Observations.from_arrays(Schema(modalities=(spec,)), {"flux": flux}, ids=table.ids)
+    rows = wide.join(table.select("labels"))
+    model = cs.VAEFlow(**FLOW, images=["flux"]).build(rows.schema, len(rows), 0)
+    scaled = Scaler.fit(rows).forward(rows).to(dtype=torch.float32)
+    features = model.prepare(scaled)
+    assert features.parts["flux"].value.shape == scaled.parts["flux"].value.shape
+    with torch.no_grad():
+        torch.testing.assert_close(model.features(features), model.features(scaled))
+    assert set(model.terms(features, features)) == {"nll/labels"} < set(model.terms(scaled, scaled))
 
 
 def replace_state(part):

@@ -59,6 +59,7 @@ __all__ = ["VAEFlow"]
 
 ROWS = 256  # that encoders read at once when features are computed for a table
 THINNED = 0.25  # share of the rows that teach the density of some of their labels alone
+FEATURES = "what an autoencoder says"  # axis of what stands in for an image
 TUNED = 0.2  # of the steps of the other phases
 
 
@@ -217,7 +218,7 @@ class _Module(AbstractModel):
             value = torch.cat(pieces)
             seen = rows.parts[name].seen.flatten(1).any(-1, keepdim=True).expand_as(value)
             parts[name] = Modality(value, torch.where(seen, int(State.MEASURED), int(State.UNSEEN)).to(torch.int8))
-            specs[name] = ModalitySpec(name=name, shape=(2 * self.config.latent_dim,))
+            specs[name] = ModalitySpec(name=name, shape=(2 * self.config.latent_dim,), axis=FEATURES)
         modalities = tuple(specs.get(spec.name, spec) for spec in rows.schema.modalities)
         return replace(rows, schema=rows.schema.model_copy(update={"modalities": modalities}), parts=parts)
 
@@ -295,7 +296,7 @@ class _Module(AbstractModel):
         return torch.cat([q.mean, q.std], -1)
 
     def _is_prepared(self, rows: Observations, name: str) -> bool:
-        return rows.schema[name].shape != self.schema[name].shape
+        return rows.schema[name].axis == FEATURES
 
     def _autoencoder(self, name: str) -> AbstractModel:
         return self.images[slot(name)]  # type: ignore[return-value]
