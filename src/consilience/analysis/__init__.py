@@ -12,6 +12,7 @@ from consilience.analysis.joint import JointCalibration, joint_calibration
 from consilience.analysis.outliers import Outliers, outliers
 from consilience.analysis.probes import Probes, probes
 from consilience.analysis.reconstruction import Reconstruction, reconstruction
+from consilience.analysis.uncertainty import Uncertainty, uncertainty
 
 __all__ = [
     "AbstractResult",
@@ -29,6 +30,7 @@ __all__ = [
     "Probes",
     "Reconstruction",
     "RidgePCA",
+    "Uncertainty",
     "block_information",
     "calibration",
     "compare",
@@ -40,4 +42,5 @@ __all__ = [
     "outliers",
     "probes",
     "reconstruction",
+    "uncertainty",
 ]
