@@ -11,7 +11,7 @@ from consilience.analysis.uncertainty import uncertainty
 from consilience.data.observations import Observations
 from consilience.data.samples import Samples
 from consilience.data.schema import ModalitySpec, Schema
-from consilience.errors import CapabilityError, RequestError
+from consilience.errors import CapabilityError, DataError, RequestError
 
 SCHEMA = Schema(
     modalities=(
@@ -33,7 +33,8 @@ class Ensemble:
     def answers(self, readable, producible):
         return "x" not in producible
 
-    def sample(self, obs, targets, *, n, seed=0):
+    def sample(self, obs, targets, *, n, seed=0, observed=False, at=None):
+        assert not observed and at is None  # errors of measurement are nobody's ignorance
         rng = np.random.default_rng(seed)
         member = np.arange(n) * len(self.members) // n
         centre = BETWEEN * rng.normal(size=(len(self.members), len(obs), 2))
@@ -72,6 +73,8 @@ def test_questions_that_are_refused():
         uncertainty(Ensemble(), rows(3), ["y", "type"])
     with pytest.raises(CapabilityError, match="'x'"):
         uncertainty(Ensemble(), rows(3), ["x"])
+    with pytest.raises(DataError, match="same rows"):
+        uncertainty(Ensemble(), rows(3), ["y"], given=rows(4)[1:])
 
 
 def test_more_rows_lower_what_is_epistemic_and_not_what_is_aleatoric():

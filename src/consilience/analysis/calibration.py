@@ -7,19 +7,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from consilience.analysis.bands import coverage_band, coverage_pvalue, histogram_band, uniform_pvalue
-from consilience.analysis.base import (
-    AbstractResult,
-    answered,
-    default_targets,
-    plain,
-    quantities,
-    tiles,
-    truth_of,
-)
+from consilience.analysis.base import AbstractResult, plain
+from consilience.analysis.question import Question, ask
 from consilience.analysis.scores import central, crps, mean_absolute_error, pit, r_squared, root_mean_square
 from consilience.data.observations import Observations
-from consilience.errors import DataError, RequestError
-from consilience.predict.tiles import seen
+from consilience.errors import DataError
 from consilience.typing import FloatArray, IntArray
 
 if TYPE_CHECKING:
@@ -152,46 +144,26 @@ def calibration(
     References:
         Saeaelynoja, Buerkner & Vehtari 2022, Stat. Comput. 32, 32 (simultaneous bands); Gneiting & Raftery 2007.
     """
-    targets = tuple(targets or default_targets(fitted.schema))
-    given = obs.hide(*targets) if given is None else given
-    readable = seen(given)
-    answered(fitted, readable, targets)
-    if not np.array_equal(given.ids, obs.ids):
-        raise DataError("Expected the same rows in obs and given; got different ids. Derive given from obs.")
-    for name in targets:
-        if fitted.schema[name].kind == "category":
-            raise RequestError(f"Expected ordered targets; got the category '{name}'. Leave it out of the targets.")
-    truth = np.concatenate([truth_of(obs, name) for name in targets], axis=1)
+    question = ask(fitted, obs, targets, given)
+    truth = question.truth()
     if not np.isfinite(truth).any():
-        raise DataError(f"Expected measured cells of {list(targets)}; got none. Pass rows with known truth.")
-    scored = _scored(fitted, obs, given, targets, truth, n, seed)
-    cells = [q for name in targets for q in quantities(fitted.schema[name], each=True)]
-    return _judge(
-        tuple(q.name for q in cells), tuple(q.unit for q in cells), tuple(sorted(readable)), bands, truth, scored
-    )
+        raise DataError(f"Expected measured cells of {list(question.targets)}; got none. Pass rows with known truth.")
+    names, units = zip(*((q.name, q.unit) for q in question.cells()), strict=True)
+    return _judge(names, units, question.readable, bands, truth, _scored(question, truth, n, seed))
 
 
-def _scored(
-    fitted: "Fitted",
-    obs: Observations,
-    given: Observations,
-    targets: tuple[str, ...],
-    truth: FloatArray,
-    n: int,
-    seed: int,
-) -> dict[str, FloatArray]:
+def _scored(question: Question, truth: FloatArray, n: int, seed: int) -> dict[str, FloatArray]:
     found = {key: np.full(truth.shape, np.nan) for key in ("pit", "crps", "mean", "sd", "nlpd")}
     rng = np.random.default_rng(seed)
-    density = "density" in fitted.capabilities
-    for rows in tiles(len(obs), 3 * n * truth.shape[1]):
-        samples = fitted.sample(given[rows], list(targets), n=n, seed=seed, observed=True, at=obs[rows])
-        draws = np.concatenate([samples.values[t].reshape(n, len(samples.ids), -1) for t in targets], axis=2)
+    density = "density" in question.fitted.capabilities
+    for rows, draws, _ in question.draws(n, seed, observed=True):
         found["pit"][rows] = pit(draws, truth[rows], rng)
         found["crps"][rows] = crps(draws, truth[rows])
         found["mean"][rows], found["sd"][rows] = draws.mean(axis=0), draws.std(axis=0, ddof=1)
         if density:
-            value = fitted.cell_log_prob(obs[rows], list(targets), given=given[rows])
-            flat = np.concatenate([value[t].reshape(len(samples.ids), -1) for t in targets], axis=1)
+            part = question[rows]
+            value = part.fitted.cell_log_prob(part.obs, list(part.targets), given=part.given)
+            flat = np.concatenate([value[t].reshape(len(part.obs), -1) for t in part.targets], axis=1)
             found["nlpd"][rows] = np.where(np.isfinite(truth[rows]), -flat, np.nan)
     return found
 

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from consilience.analysis.bands import coverage_band, coverage_pvalue, histogram_band, uniform_pvalue
-from consilience.analysis.base import AbstractResult, answered, default_targets, quantities, tiles, truth_of
+from consilience.analysis.base import AbstractResult
 from consilience.analysis.calibration import Bands
+from consilience.analysis.question import Question, ask
 from consilience.analysis.scores import energy, tarp
 from consilience.data.observations import Observations
 from consilience.data.scaling import Scaler
 from consilience.errors import DataError
-from consilience.predict.tiles import seen
 from consilience.typing import FloatArray, StringArray
 
 if TYPE_CHECKING:
@@ -115,6 +115,7 @@ def joint_calibration(
     Raises:
         CapabilityError: the model does not answer this question.
         DataError: too few rows with all targets measured, nothing seen in them, or ``given`` of other rows.
+        RequestError: a category as target.
 
     Example:
         >>> import consilience as cs
@@ -123,29 +124,25 @@ def joint_calibration(
         >>> joint_calibration(fit, table[50:], ["y"], n=20).given
         ('x',)
     """
-    targets = tuple(targets or default_targets(fitted.schema))
-    given = obs.hide(*targets) if given is None else given
-    readable = seen(given)
-    answered(fitted, readable, targets)
-    if not np.array_equal(given.ids, obs.ids):
-        raise DataError("Expected the same rows in obs and given; got different ids. Derive given from obs.")
-    truth = np.concatenate([truth_of(obs, name) for name in targets], axis=1)
+    question = ask(fitted, obs, targets, given)
+    truth = question.truth()
     whole = np.flatnonzero(np.isfinite(truth).all(axis=1))
-    if len(whole) < LEAST or not readable:
+    if len(whole) < LEAST or not question.readable:
         raise DataError(
-            f"Expected at least {LEAST} rows with all cells of {list(targets)} measured and something else seen; got "
-            f"{len(whole)} rows, seen {sorted(readable)}. Pass more rows, or score fewer targets."
+            f"Expected at least {LEAST} rows with all cells of {list(question.targets)} measured and something else "
+            f"seen; got {len(whole)} rows, seen {list(question.readable)}. Pass more rows, or score fewer targets."
         )
     order = np.random.default_rng(seed).permutation(whole)
     scored, library = np.sort(order[len(order) // 2 :]), np.sort(order[: len(order) // 2])
     unit = np.maximum(truth[library].std(axis=0), 1e-300)
-    reference = truth[library][_alike(given[scored], given[library], sorted(readable), seed)]
-    u, score, prior = _scores(fitted, obs[scored], given[scored], targets, (truth[scored], reference, unit), n, seed)
+    asked = question[scored]
+    reference = truth[library][_alike(asked.given, question.given[library], question.readable, seed)]
+    u, score, prior = _scores(asked, reference / unit, unit, n, seed)
     nlpd = np.nan
     if "density" in fitted.capabilities:
-        nlpd = -float(np.mean(fitted.log_prob(obs[scored], list(targets), given=given[scored]).value))
-    cells = tuple(q.name for name in targets for q in quantities(fitted.schema[name], each=True))
-    return _judge(cells, tuple(sorted(readable)), bands, obs.ids[scored], u, (nlpd, score, prior))
+        nlpd = -float(np.mean(fitted.log_prob(asked.obs, list(asked.targets), given=asked.given).value))
+    cells = tuple(q.name for q in question.cells())
+    return _judge(cells, question.readable, bands, asked.obs.ids, u, (nlpd, score, prior))
 
 
 def _alike(rows: Observations, library: Observations, names: Sequence[str], seed: int) -> np.ndarray:
@@ -164,26 +161,17 @@ def _alike(rows: Observations, library: Observations, names: Sequence[str], seed
 
 
 def _scores(
-    fitted: "Fitted",
-    obs: Observations,
-    given: Observations,
-    targets: tuple[str, ...],
-    known: tuple[FloatArray, FloatArray, FloatArray],
-    n: int,
-    seed: int,
+    question: Question, reference: FloatArray, unit: FloatArray, n: int, seed: int
 ) -> tuple[FloatArray, float, float]:
-    """u of each row, the mean energy score, and that of the references as draws."""
-    truth, reference, unit = known
+    """u of each row, the mean energy score, and that of the truths of other rows as draws; all in these units."""
+    truth = question.truth() / unit
     rng = np.random.default_rng(seed)
-    u, score = np.empty(len(obs)), np.empty(len(obs))
-    for rows in tiles(len(obs), 3 * n * truth.shape[1]):
-        samples = fitted.sample(given[rows], list(targets), n=n, seed=seed, observed=True, at=obs[rows])
-        draws = np.concatenate([samples.values[t].reshape(n, len(samples.ids), -1) for t in targets], axis=2) / unit
-        u[rows] = tarp(draws, truth[rows] / unit, reference[rows] / unit, rng)
-        score[rows] = energy(draws, truth[rows] / unit)
-    # draws that know nothing of a row: the truths of other rows
-    others = np.stack([np.roll(truth, shift, axis=0) for shift in range(1, min(len(truth), n))]) / unit
-    return u, float(score.mean()), float(energy(others, truth / unit).mean())
+    u, score = np.empty(len(truth)), np.empty(len(truth))
+    for rows, draws, _ in question.draws(n, seed, observed=True):
+        u[rows] = tarp(draws / unit, truth[rows], reference[rows], rng)
+        score[rows] = energy(draws / unit, truth[rows])
+    others = np.stack([np.roll(truth, shift, axis=0) for shift in range(1, min(len(truth), n))])
+    return u, float(score.mean()), float(energy(others, truth).mean())
 
 
 def _judge(

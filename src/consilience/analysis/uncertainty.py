@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from consilience.analysis.base import AbstractResult, answered, default_targets, quantities, tiles
+from consilience.analysis.base import AbstractResult
+from consilience.analysis.question import ask
 from consilience.data.observations import Observations
 from consilience.errors import RequestError
-from consilience.predict.tiles import seen
 from consilience.typing import FloatArray, StringArray
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ def uncertainty(
 
     Raises:
         CapabilityError: the model does not answer this question.
+        DataError: ``given`` of other rows.
         RequestError: one member, too few draws for two of each, or a category as target.
 
     References:
@@ -104,28 +105,20 @@ def uncertainty(
         >>> uncertainty(fit, table, ["y"], n=40).aleatoric.shape[0]
         60
     """
-    targets = tuple(targets or default_targets(fitted.schema))
-    given = obs.hide(*targets) if given is None else given
-    answered(fitted, seen(given), targets)
+    question = ask(fitted, obs, targets, given)
     members = len(fitted.members)
     if members < 2 or n < 2 * members:
         raise RequestError(
             f"Expected an ensemble and two draws of each member at least; got {members} members and n={n}. Fit with "
             "members=5, say, and raise n."
         )
-    for name in targets:
-        if fitted.schema[name].kind == "category":
-            raise RequestError(f"Expected ordered targets; got the category '{name}'. Leave it out of the targets.")
-    cells = [q for name in targets for q in quantities(fitted.schema[name], each=True)]
-    aleatoric, epistemic = np.empty((2, len(obs), len(cells)))
-    for rows in tiles(len(obs), 3 * n * len(cells)):
-        samples = fitted.sample(given[rows], list(targets), n=n, seed=seed)
-        draws = np.concatenate([samples.values[t].reshape(n, len(samples.ids), -1) for t in targets], axis=2)
-        each = [draws[samples.member == member] for member in range(members)]
+    names, units = zip(*((q.name, q.unit) for q in question.cells()), strict=True)
+    aleatoric, epistemic = np.empty((2, len(obs), len(names)))
+    for rows, draws, made_by in question.draws(n, seed, observed=False):
+        each = [draws[made_by == member] for member in range(members)]
         mean = np.stack([some.mean(axis=0) for some in each])
         variance = np.stack([some.var(axis=0, ddof=1) for some in each])
         count = np.array([len(some) for some in each])[:, None, None]
         aleatoric[rows] = variance.mean(axis=0)
         epistemic[rows] = mean.var(axis=0, ddof=1) - (variance / count).mean(axis=0)
-    names, units = zip(*((q.name, q.unit) for q in cells), strict=True)
-    return Uncertainty(names, units, members, given.ids, aleatoric, epistemic)
+    return Uncertainty(names, units, members, obs.ids, aleatoric, epistemic)

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from consilience.blocks.encoders import Architecture, Kind, cell_weights
+from consilience.blocks.encoders import Kind
 from consilience.blocks.likelihood_base import AbstractLikelihood
 from consilience.blocks.likelihoods import build_likelihood
 from consilience.blocks.networks import Perceptron
@@ -23,10 +23,11 @@ from consilience.data.masking import HidePatterns, Policy
 from consilience.data.observations import Observations
 from consilience.data.schema import Schema
 from consilience.errors import SchemaError
-from consilience.models.base import AbstractFamily, AbstractModel, Density, Group, PerObject, Term, known_method, slot
+from consilience.models.base import AbstractFamily, AbstractModel, Density, Group, PerObject, Term, known_method
 from consilience.models.common_start import Look
 from consilience.models.disentangled_vae import QUICK
 from consilience.models.latent import flat
+from consilience.models.readers import Readers
 
 __all__ = ["Regression"]
 
@@ -72,14 +73,8 @@ class _Module(AbstractModel):
     def __init__(self, config: Regression, schema: Schema) -> None:
         super().__init__()
         self.config, self.blocks = config, {}
-        self.inputs: dict[str, AbstractLikelihood] = {}  # how cells look to a network
-        readers = {}
-        for spec in schema.modalities:
-            if spec.name != config.target:
-                kind, likelihood = config.networks.get(spec.name, "dense"), build_likelihood(None, spec)
-                nets = Architecture(kind, spec.shape, likelihood.functions, config.hidden, config.channels)
-                readers[slot(spec.name)], self.inputs[spec.name] = nets.reader(config.hidden), likelihood
-        self.readers = nn.ModuleDict(readers)
+        read = [spec for spec in schema.modalities if spec.name != config.target]
+        self.readers = Readers(read, config.networks, config.hidden, config.channels)
         spec = schema[config.target]
         # what is left to scatter depends on what was seen
         default = "heteroscedastic" if spec.kind in ("real", "positive") else None
@@ -113,19 +108,11 @@ class _Module(AbstractModel):
         return Group("networks", every, decays=True), *([Group("likelihood", noise, QUICK)] if noise else [])
 
     def answers(self, readable: frozenset[str], producible: frozenset[str]) -> bool:
-        return producible == {self.config.target} and readable <= set(self.inputs)
+        return producible == {self.config.target} and readable <= set(self.readers.inputs)
 
     def functions(self, context: Observations) -> Tensor:
         """Functions of the target's cells, (B, D · functions)."""
-        some = next(self.parameters())
-        total = some.new_zeros(len(context), self.config.hidden)
-        for name, likelihood in self.inputs.items():
-            cells = flat(context.parts[name])
-            value, known = likelihood.pseudo(cells)
-            weight = cell_weights(cells.seen.repeat_interleave(likelihood.functions, -1), known)
-            read = self.readers[slot(name)](weight * value, 1 - weight)
-            total = total + torch.where(cells.seen.any(-1, keepdim=True), read, 0.0)
-        return self.head(nn.functional.silu(total))
+        return self.head(nn.functional.silu(self.readers(context)))
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from consilience.blocks.encoders import Architecture, Kind, cell_weights
+from consilience.blocks.encoders import Kind
 from consilience.blocks.flows import CouplingFlow, Univariate
 from consilience.blocks.fusion import AbstractExperts
-from consilience.blocks.likelihood_base import AbstractLikelihood
 from consilience.blocks.likelihoods import build_likelihood
 from consilience.blocks.networks import Perceptron
 from consilience.blocks.noise import Noise
@@ -53,6 +52,7 @@ from consilience.models.base import (
 )
 from consilience.models.disentangled_vae import QUICK
 from consilience.models.latent import flat
+from consilience.models.readers import Readers
 from consilience.models.vae import VAE
 
 __all__ = ["VAEFlow"]
@@ -134,17 +134,15 @@ class _Module(AbstractModel):
         self.config, self.schema = config, schema
         self.capabilities = frozenset({"density", "latent"} if config.images else {"density"})
         produced = {config.target, config.detected}
-        images, readers, self.inputs = {}, {}, dict[str, AbstractLikelihood]()
-        for spec in schema.modalities:
-            kind, likelihood = config.networks.get(spec.name, "dense"), build_likelihood(None, spec)
-            if spec.name in config.images:
-                vae = VAE(latent_dim=config.latent_dim, network=kind, hidden=config.hidden, channels=config.channels)
-                images[slot(spec.name)] = vae.build(schema.select([spec.name]), total, seed)
-                readers[slot(spec.name)] = Perceptron(2 * config.latent_dim, config.hidden, config.hidden)
-            elif spec.name not in produced:
-                nets = Architecture(kind, spec.shape, likelihood.functions, config.hidden, config.channels)
-                readers[slot(spec.name)], self.inputs[spec.name] = nets.reader(config.hidden), likelihood
-        self.images, self.readers = nn.ModuleDict(images), nn.ModuleDict(readers)
+        images, digests = dict[str, nn.Module](), dict[str, nn.Module]()
+        for name in config.images:
+            network = config.networks.get(name, "dense")
+            vae = VAE(latent_dim=config.latent_dim, network=network, hidden=config.hidden, channels=config.channels)
+            images[slot(name)] = vae.build(schema.select([name]), total, seed)
+            digests[slot(name)] = Perceptron(2 * config.latent_dim, config.hidden, config.hidden)
+        self.images, self.digests = nn.ModuleDict(images), nn.ModuleDict(digests)
+        read = [spec for spec in schema.modalities if spec.name not in {*produced, *config.images}]
+        self.readers = Readers(read, config.networks, config.hidden, config.channels)
         self.blocks = {
             name: self._autoencoder(name).blocks["shared"].model_copy(update={"name": name}) for name in config.images
         }
@@ -245,14 +243,7 @@ class _Module(AbstractModel):
 
     def features(self, context: Observations) -> Tensor:
         """h of each object, (B, hidden)."""
-        some = next(self.parameters())
-        total = some.new_zeros(len(context), self.config.hidden)
-        for name, likelihood in self.inputs.items():
-            cells = flat(context.parts[name])
-            value, known = likelihood.pseudo(cells)
-            weight = cell_weights(cells.seen.repeat_interleave(likelihood.functions, -1), known)
-            read = self.readers[slot(name)](weight * value, 1 - weight)
-            total = total + torch.where(cells.seen.any(-1, keepdim=True), read, 0.0)
+        total = self.readers(context)
         for name in self.config.images:
             part = context.parts[name]
             if self._is_prepared(context, name):
@@ -260,7 +251,7 @@ class _Module(AbstractModel):
             else:
                 with torch.set_grad_enabled(self.config.tuned and torch.is_grad_enabled()):
                     value = self._digest(context, name)
-            read = self.readers[slot(name)](value)
+            read = self.digests[slot(name)](value)
             total = total + torch.where(part.seen.flatten(1).any(-1, keepdim=True), read, 0.0)
         return nn.functional.silu(self.trunk(nn.functional.silu(total)))
 
