@@ -239,8 +239,8 @@ def test_the_fibre_sees_the_middle_and_no_inclination(stars):
 
 
 def test_neighbours_are_of_the_stated_density():
-    found = neighbours(4000, 64, np.random.default_rng(0))
     side = 64 * PIXEL
+    found = neighbours(4000, side, np.random.default_rng(0))
     assert len(found) / 4000 == pytest.approx(DENSITY * (side / 60) ** 2, rel=0.05)
     assert np.abs(found.centre).max() <= side / 2
     r = 22.5 - 2.5 * np.log10(found.flux[:, 1])

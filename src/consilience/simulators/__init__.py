@@ -5,6 +5,7 @@ from consilience.simulators.gaussian import LinearGaussian, factors, gaussian, l
 from consilience.simulators.hyperspectral import hyperspectral
 from consilience.simulators.neural import neural
 from consilience.simulators.quasars import quasars, quasars_at
+from consilience.simulators.sdss import sdss_galaxies
 
 __all__ = [
     "LinearGaussian",
@@ -16,4 +17,5 @@ __all__ = [
     "neural",
     "quasars",
     "quasars_at",
+    "sdss_galaxies",
 ]

@@ -23,37 +23,38 @@ References:
     259 (exposure times).
 """
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, fields, replace
-from functools import partial
-from multiprocessing import get_context
-from typing import Literal, TypeVar, get_args
+from dataclasses import replace
+from typing import Literal, get_args
 
 import numpy as np
-from scipy.ndimage import uniform_filter
 
 from consilience.data.observations import Modality, Observations, State
 from consilience.data.schema import Cell, Grid, ModalitySpec, Schema
 from consilience.errors import RequestError
-from consilience.simulators.galaxy_images import Sources, images
+from consilience.simulators.galaxy_images import PIXEL
 from consilience.simulators.galaxy_population import Stars, population
-from consilience.simulators.galaxy_spectra import BANDS, Light, bagpipes, light
-from consilience.simulators.galaxy_structure import Shapes, in_fibre, neighbours, shapes, sources
+from consilience.simulators.galaxy_scenes import Camera, exposed, observed, together
+from consilience.simulators.galaxy_spectra import BANDS, Light, bagpipes
+from consilience.simulators.galaxy_structure import BAND_CENTRES, Shapes, neighbours, shapes
 from consilience.typing import FloatArray, IntArray
 
-__all__ = ["galaxies"]
+__all__ = ["PHYSICS", "STRUCTURE", "galaxies", "structure"]
 
 WINDOW = (3800.0, 8400.0)  # observed Angstrom
-CHUNK = 16  # galaxies made at a time
 # 1e-17 erg / (s cm2 Angstrom) in a fibre and a bin of 1 Angstrom, where the spectrograph is best. A dark sky of 21 mag
 # per square arcsec gives 27 electrons there in the 180 s of DESI's bright programme, and read noise the variance of 87
 FIBRE_NOISE = 0.75
 HIT = 0.005  # bins spoiled by a cosmic ray, each with its neighbour
 DEPTHS = (0.05, 0.09, 0.2, 1.0, 2.0)  # nanomaggies, standard error of a faint galaxy's photometry
 ZERO_POINT_ERROR = 0.02  # of the flux in each band
-GAIN = np.array([2500.0, 2400.0, 1700.0])[:, None, None]  # electrons per nanomaggy in g, r, z
-SKY = np.array([0.10, 0.275, 1.9])[:, None, None]  # nanomaggies per pixel: 22.1, 21.0 and 18.9 mag per square arcsec
+CAMERA = Camera(
+    bands=BANDS,
+    imaged=(0, 1, 2),
+    centres=BAND_CENTRES,
+    pixel=PIXEL,
+    gain=(2500.0, 2400.0, 1700.0),
+    sky=(0.10, 0.275, 1.9),  # 22.1, 21.0 and 18.9 mag per square arcsec
+)
 
 FLUX = "1e-17 erg / (Angstrom s cm2)"
 LABELS = (
@@ -83,16 +84,6 @@ PHYSICS = (
 )
 
 Components = Literal["bulge+disc", "single"]
-Answer = TypeVar("Answer")
-
-
-@dataclass(frozen=True, slots=True)
-class _Scenes:
-    """A chunk of galaxies and all that is on their images."""
-
-    stars: Stars
-    shapes: Shapes
-    beside: Sources
 
 
 def galaxies(
@@ -148,17 +139,15 @@ def galaxies(
     grid = Grid(start=WINDOW[0], stop=WINDOW[1], size=bins, spacing="log", unit="Angstrom")
     stars = population(n, rng)
     seen = shapes(stars, rng, single=single)
-    beside = neighbours(0 if single else n, pixels, rng)
-    chunks = [slice(start, min(start + CHUNK, n)) for start in range(0, n, CHUNK)]
-    scenes = [_Scenes(stars[rows], seen[rows], _within(beside, rows)) for rows in chunks]
+    beside = neighbours(0 if single else n, pixels * PIXEL, rng)
     lights: list[Light] = []
     value, sigma = np.empty((2, n, 3, pixels, pixels), dtype=np.float32)
-    made = _mapped(partial(_seen, grid=grid, pixels=pixels), scenes, workers)
-    for rows, (part, model) in zip(chunks, made, strict=True):
+    for rows, part, model in observed((stars, seen, beside), CAMERA, grid, pixels, workers):
+        assert model is not None
         lights.append(part)
-        value[rows], sigma[rows] = _exposed(model, image_snr, rng)
-    true = _truth(stars, seen, _joined(lights), np.bincount(beside.owner, minlength=n))
-    values, errors = _observed(true, grid, rng)
+        value[rows], sigma[rows] = exposed(model, CAMERA, rng) if image_snr is None else _even(model, image_snr, rng)
+    true = _truth(stars, seen, together(lights), np.bincount(beside.owner, minlength=n))
+    values, errors = _measured(true, grid, rng)
     schema = _schema(grid, pixels)
     others = schema.select(name for name in schema.names if name != "image")
     table = Observations.from_arrays(others, values | true, sigma=errors, ids=[f"G{row:06d}" for row in range(n)])
@@ -180,48 +169,15 @@ def _check(n: int, bins: int, pixels: int, components: str, image_snr: float | N
         raise RequestError(f"Expected a positive image_snr, or None; got {image_snr}. Change it.")
 
 
-def _mapped(function: Callable[[_Scenes], Answer], scenes: list[_Scenes], workers: int) -> Iterator[Answer]:
-    if workers == 1:
-        yield from map(function, scenes)
-        return
-    # a fork would copy the threads' locks of whoever calls
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(function, scenes)
-
-
-def _seen(scenes: _Scenes, grid: Grid, pixels: int) -> tuple[Light, FloatArray]:
-    """Light of a chunk of galaxies, of spectra what the fibre takes, and their images without noise."""
-    found = light(scenes.stars, grid)
-    own, beside = sources(scenes.shapes, found.photometry[:, :3]), scenes.beside
-    every = Sources(*(np.concatenate([getattr(part, f.name) for part in (own, beside)]) for f in fields(Sources)))
-    every = every[np.argsort(every.owner, kind="stable")]
-    spectrum = found.spectrum * in_fibre(scenes.shapes, grid.centres())
-    return replace(found, spectrum=spectrum), images(every, scenes.shapes.seeing, pixels)
-
-
-def _within(beside: Sources, rows: slice) -> Sources:
-    found = beside[(beside.owner >= rows.start) & (beside.owner < rows.stop)]
-    return replace(found, owner=found.owner - rows.start)
-
-
-def _joined(lights: list[Light]) -> Light:
-    return Light(*(np.concatenate([getattr(part, f.name) for part in lights]) for f in fields(Light)))
-
-
-def _exposed(model: FloatArray, snr: float | None, rng: np.random.Generator) -> tuple[FloatArray, FloatArray]:
-    """Images with noise and their error bars, both (N, 3, P, P)."""
-    if snr is None:
-        electrons = rng.poisson(GAIN * (model + SKY)).astype(float)
-        # each pixel's own count would weigh low ones more, which adds up over an image
-        near = uniform_filter(electrons, size=3, mode="nearest", axes=(2, 3))
-        return electrons / GAIN - SKY, np.sqrt(near) / GAIN
-    sky = np.sqrt(SKY / GAIN)
+def _even(model: FloatArray, snr: float, rng: np.random.Generator) -> tuple[FloatArray, FloatArray]:
+    """Images with uniform noise of this signal-to-noise ratio in r and their error bars, both (N, 3, P, P)."""
+    sky = np.sqrt(np.divide(CAMERA.sky, CAMERA.gain))[:, None, None]
     level = np.sqrt(np.sum(model[:, 1].astype(float) ** 2, axis=(1, 2))) / snr
     sigma = np.broadcast_to(level[:, None, None, None] * sky / sky[1], model.shape)
     return model + sigma * rng.standard_normal(model.shape), sigma
 
 
-def _observed(
+def _measured(
     true: dict[str, FloatArray], grid: Grid, rng: np.random.Generator
 ) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
     """What the survey measures beside images, and its error bars."""
@@ -249,17 +205,22 @@ def _spectral_noise(grid: Grid) -> FloatArray:
     return FIBRE_NOISE / np.sqrt(np.diff(grid.edges())) * (1.0 + blue) * airglow * line
 
 
-def _truth(stars: Stars, seen: Shapes, found: Light, count: IntArray) -> dict[str, FloatArray]:
-    log_sfr, m, turn = np.log10(found.sfr), stars.log_mass, 2 * seen.angle
-    e = 1 - seen.axis_ratio
+def structure(seen: Shapes, count: IntArray) -> FloatArray:
+    """The cells of ``STRUCTURE``, (N, 10), of shapes and the number of neighbours."""
+    turn, e = 2 * seen.angle, 1 - seen.axis_ratio
     shape = [seen.half_light, seen.axis_ratio, e * np.cos(turn), e * np.sin(turn), *seen.share.T]
+    return np.stack([*shape, seen.disc, seen.bulge, count], axis=1).astype(float)
+
+
+def _truth(stars: Stars, seen: Shapes, found: Light, count: IntArray) -> dict[str, FloatArray]:
+    log_sfr, m = np.log10(found.sfr), stars.log_mass
     physics = [stars.a_v, stars.onset, stars.tau, stars.dispersion, stars.quiescent]
     return {
         "seeing": seen.seeing[:, None],
         "labels": np.stack([m, log_sfr, log_sfr - m, stars.log_zmw, stars.redshift, found.age], axis=1),
         "true_spectrum": found.spectrum,
         "true_photometry": found.photometry,
-        "true_structure": np.stack([*shape, seen.disc, seen.bulge, count], axis=1).astype(float),
+        "true_structure": structure(seen, count),
         "true_physics": np.stack(physics, axis=1).astype(float),
     }
 

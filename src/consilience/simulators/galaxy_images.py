@@ -62,13 +62,14 @@ class Sources:
         return len(self.owner)
 
 
-def images(sources: Sources, seeing: FloatArray, pixels: int) -> FloatArray:
+def images(sources: Sources, seeing: FloatArray, pixels: int, pixel: float = PIXEL) -> FloatArray:
     """Flux in each pixel of N images in three bands, shape (N, 3, pixels, pixels), single precision.
 
     Arguments:
         sources: What is on them.
         seeing: FWHM of each image in arcsec, at least three pixels, shape (N,).
-        pixels: Number of pixels of a side, each of ``PIXEL`` arcsec.
+        pixels: Number of pixels of a side.
+        pixel: Side of one in arcsec.
 
     Example:
         >>> one, centre = np.ones(1), np.zeros((1, 2))
@@ -78,9 +79,9 @@ def images(sources: Sources, seeing: FloatArray, pixels: int) -> FloatArray:
     """
     size = 2 * pixels
     column, row = np.meshgrid(np.fft.rfftfreq(size), np.fft.fftfreq(size))  # cycles per pixel
-    pixel = np.sinc(column) * np.sinc(row)
-    kx, ky = 2 * np.pi / PIXEL * column, 2 * np.pi / PIXEL * row
-    k, middle = np.hypot(kx, ky), 0.5 * (pixels - 1) * PIXEL
+    square = np.sinc(column) * np.sinc(row)
+    kx, ky = 2 * np.pi / pixel * column, 2 * np.pi / pixel * row
+    k, middle = np.hypot(kx, ky), 0.5 * (pixels - 1) * pixel
     found = np.empty((len(seeing), 3, pixels, pixels), dtype=np.float32)
     first = np.searchsorted(sources.owner, np.arange(len(seeing) + 1))
     for image in range(len(seeing)):
@@ -93,7 +94,7 @@ def images(sources: Sources, seeing: FloatArray, pixels: int) -> FloatArray:
             total += sources.flux[s][:, None, None] * (
                 profile * np.exp(-1j * (kx[:1] * x)) * np.exp(-1j * ky[:, :1] * y)
             )
-        total *= pixel * _moffat(seeing[image] * k)
+        total *= square * _moffat(seeing[image] * k)
         found[image] = np.fft.irfft2(total, s=(size, size))[:, :pixels, :pixels]
     return found
 

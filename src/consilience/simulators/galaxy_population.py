@@ -2,18 +2,19 @@ r"""A flux-limited population of galaxies: what each is made of, before any ligh
 
 With m = log M/M_sun, t(z) the age of the Universe in Gyr, ε standard normal and scatters in dex:
 
-- z uniform in comoving volume within 0.03 … 0.6; m from the double Schechter function of Baldry et al. 2012 within
-  8.5 … 12; quiescent with probability 1 - exp(-(M / 10^10.56)^0.8) (Peng et al. 2010);
+- z uniform in comoving volume within the survey's limits; m from the double Schechter function of Baldry et al. 2012
+  within 8.5 … 12; quiescent with probability 1 - exp(-(M / 10^10.56)^0.8) (Peng et al. 2010);
 - log sSFR on the main sequence of Speagle et al. 2014, (0.84 - 0.026 t) m - (6.51 - 0.11 t) - m, scatter 0.3; of
   quiescent galaxies N(-12, 0.4), at least -13;
 - stars form as :math:`s\,e^{-s/τ}` with s the time since the onset, which was :math:`u\,\min(t, 1.9 / \mathrm{sSFR})`
   ago, u uniform in 0.3 … 0.95 (quiescent: 0.6 … 0.95); τ gives that sSFR;
 - log Z/Z_sun = -0.25 + 0.4 tanh((m - 10.05) / 0.45), scatter 0.2: the relation of Gallazzi et al. 2005;
 - A_V = 0.45 mag · (SFR / M_sun yr⁻¹)^0.3, scatter 0.2, at most 3 mag: dust follows star formation;
-- velocity dispersion 10^2.07 (M / 10^10.26)^0.3 km/s, scatter 0.07 (Zahid et al. 2016).
+- velocity dispersion 10^2.07 (M / 10^10.26)^0.3 km/s, scatter 0.07 (Zahid et al. 2016);
+- log U = -3.
 
 **Selection.** A galaxy is in the survey where the r magnitude expected of its mass, redshift, sSFR and A_V is below
-19.5. That of its spectrum scatters by 0.1 mag about it, so the limit is soft, as that of a real survey.
+the limit. That of its spectrum scatters by 0.1 mag about it, so the limit is soft, as that of a real survey.
 
 References:
     Baldry et al. 2012, MNRAS 421, 621; Peng et al. 2010, ApJ 721, 193; Speagle et al. 2014, ApJS 214, 15; Gallazzi
@@ -28,17 +29,23 @@ from scipy.integrate import cumulative_trapezoid
 
 from consilience.typing import BoolArray, FloatArray
 
-__all__ = ["Stars", "kiloparsecs_per_arcsec", "population"]
+__all__ = ["Selection", "Stars", "kiloparsecs_per_arcsec", "population"]
 
-REDSHIFTS = (0.03, 0.6)
 LOG_MASSES = (8.5, 12.0)
 SCHECHTER = (10.66, (3.96, -0.35), (0.79, -1.47))  # log M*, then (φ, α) of both parts
-R_LIMIT = 19.5
 BLOCK = 20_000  # candidates drawn at a time; the survey takes some three in a hundred
 HUBBLE, OMEGA = 70.0, 0.3  # km/s/Mpc; the flat cosmology that bagpipes uses
 HUBBLE_TIME = 977.792 / HUBBLE  # Gyr
 SPEED_OF_LIGHT = 299792.458  # km/s
 SURVIVING = 0.5  # of the mass formed, about; it only sets which τ a given sSFR asks for
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which galaxies a survey takes; by default the bright ones of DESI."""
+
+    redshifts: tuple[float, float] = (0.03, 0.6)
+    r_limit: float = 19.5  # magnitude
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +61,7 @@ class Stars:
         a_v: Attenuation of stars older than 10 Myr in V, mag, shape (N,).
         dispersion: Of stars and gas along the line of sight, km/s, shape (N,).
         quiescent: True where it was drawn from the quiescent population, shape (N,).
+        log_u: log10 of the ionisation parameter of its nebulae, shape (N,).
     """
 
     redshift: FloatArray
@@ -64,6 +72,7 @@ class Stars:
     a_v: FloatArray
     dispersion: FloatArray
     quiescent: BoolArray
+    log_u: FloatArray
 
     def __getitem__(self, rows: slice | BoolArray) -> "Stars":
         return Stars(*(getattr(self, field.name)[rows] for field in fields(self)))
@@ -72,8 +81,8 @@ class Stars:
         return len(self.redshift)
 
 
-def population(n: int, rng: np.random.Generator) -> Stars:
-    """The first n galaxies of the survey that the module's docstring describes.
+def population(n: int, rng: np.random.Generator, selection: Selection = Selection()) -> Stars:
+    """The first n galaxies of a survey of the population that the module's docstring describes.
 
     Example:
         >>> stars = population(100, np.random.default_rng(0))
@@ -82,7 +91,7 @@ def population(n: int, rng: np.random.Generator) -> Stars:
     """
     found: list[Stars] = []
     while sum(map(len, found)) < n:
-        found.append(_block(rng))
+        found.append(_block(rng, selection))
     columns = (np.concatenate([getattr(part, field.name) for part in found])[:n] for field in fields(Stars))
     return Stars(*columns)
 
@@ -103,11 +112,11 @@ def _cosmology() -> tuple[FloatArray, FloatArray, FloatArray]:
     return z, distance, age
 
 
-def _block(rng: np.random.Generator) -> Stars:
+def _block(rng: np.random.Generator, selection: Selection) -> Stars:
     """Those of ``BLOCK`` candidates that the survey takes."""
     grid, distances, ages = _cosmology()
     cube = distances**3
-    nearest, farthest = np.interp(REDSHIFTS, grid, cube)
+    nearest, farthest = np.interp(selection.redshifts, grid, cube)
     z = np.interp(rng.uniform(nearest, farthest, BLOCK), cube, grid)
     age, comoving = np.interp(z, grid, ages), np.interp(z, grid, distances)
     mass = _masses(rng)
@@ -126,9 +135,10 @@ def _block(rng: np.random.Generator) -> Stars:
         a_v=np.minimum(10**attenuation, 3.0),
         dispersion=10 ** (2.07 + 0.3 * (mass - 10.26) + 0.07 * rng.standard_normal(BLOCK)),
         quiescent=quiescent,
+        log_u=np.full(BLOCK, -3.0),
     )
     modulus = 5 * np.log10(comoving * (1 + z)) + 25
-    return stars[_absolute(stars, ssfr) + modulus < R_LIMIT]
+    return stars[_absolute(stars, ssfr) + modulus < selection.r_limit]
 
 
 def _masses(rng: np.random.Generator) -> FloatArray:

@@ -1,7 +1,7 @@
 r"""Light of stellar populations through bagpipes: what a spectrograph and a camera would see without noise.
 
 Stellar populations of Bruzual & Charlot (2003) with the MILES library and Kroupa's initial mass function, nebular
-emission of Cloudy at log U = -3, dust after Calzetti et al. (2000) that attenuates stars below 10 Myr and their nebulae
+emission of Cloudy, dust after Calzetti et al. (2000) that attenuates stars below 10 Myr and their nebulae
 twice as much, and its emission after Draine & Li (2007).
 
 Everything is linear in the mass, so a galaxy is one solar mass of stars formed, multiplied. Spectra are smoothed by the
@@ -15,10 +15,11 @@ References:
 
 import fcntl
 import io
+import math
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import cache
@@ -33,7 +34,7 @@ from consilience.errors import RequestError
 from consilience.simulators.galaxy_population import Stars
 from consilience.typing import FloatArray
 
-__all__ = ["BANDS", "Light", "bagpipes", "light"]
+__all__ = ["BANDS", "LINES", "Light", "bagpipes", "light"]
 
 # Half-power wavelengths in Angstrom (Flaugher et al. 2015; Wright et al. 2010). Colours depend on a band's mean and
 # width; its edges, here blurred by 2 %, matter only to strong lines that cross them.
@@ -44,12 +45,13 @@ BANDS = {
     "W1": (30_900.0, 37_500.0),
     "W2": (40_900.0, 51_500.0),
 }
+LINES = {"ha": "H  1  6562.80A", "hb": "H  1  4861.32A", "nii": "N  2  6583.45A", "oiii": "O  3  5006.84A"}
 FINE = (2200.0, 24_250.0)  # rest-frame Angstrom where bagpipes samples finely: all optical bands, lines included
 SMOOTHED = (2250.0, 8900.0)  # rest-frame Angstrom that the spectrograph sees at some redshift, and a margin
 LINE_SPREAD = 85.0  # km/s, a resolving power of 1500
 SPEED_OF_LIGHT = 299792.458  # km/s
 NANOMAGGY = 3.631e-29  # erg / (s cm2 Hz)
-SPECTRUM_UNIT = 1e-17  # erg / (s cm2 Angstrom)
+FLUX_UNIT = 1e-17  # erg / (s cm2), of lines, and per Angstrom
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,34 +60,36 @@ class Light:
 
     Arguments:
         spectrum: Mean flux density in each bin, 1e-17 erg / (s cm2 Angstrom), shape (N, D).
-        photometry: Flux in each of ``BANDS``, nanomaggies, shape (N, 5).
+        photometry: Flux in each of B bands, nanomaggies, shape (N, B).
+        lines: Flux of each of ``LINES``, 1e-17 erg / (s cm2), shape (N, 4).
         sfr: Mean star-formation rate of the last 100 Myr, M_sun / yr, shape (N,).
         age: Mean age of the stars formed, weighted by their mass, Gyr, shape (N,).
     """
 
     spectrum: FloatArray
     photometry: FloatArray
+    lines: FloatArray
     sfr: FloatArray
     age: FloatArray
 
 
-def light(stars: Stars, grid: Grid) -> Light:
-    """Spectra and photometry of these galaxies, N of them, in some 7 ms each.
+def light(stars: Stars, grid: Grid | None, bands: Mapping[str, tuple[float, float]] = BANDS) -> Light:
+    """Spectra, photometry and lines of these galaxies, N of them, in some 7 ms each.
 
     Arguments:
         stars: What they are made of.
-        grid: D bins of observed wavelength within 3700 … 8500 Angstrom.
+        grid: D bins of observed wavelength within 3700 … 8500 Angstrom; None for no spectra.
+        bands: B pairs of half-power wavelengths in Angstrom, from 3200 to 55 000.
 
     Raises:
         RequestError: bagpipes is not installed.
     """
     bagpipes()
     model = _model()
-    edges, weights = _bands()
+    edges, weights = _bands(tuple(bands.values()))
     step = _edges(model.wavelengths)
-    smoothed = slice(*np.searchsorted(model.wavelengths, SMOOTHED))
-    pixel = SPEED_OF_LIGHT * np.log(model.wavelengths[smoothed.start + 1] / model.wavelengths[smoothed.start])
-    spectrum, photometry = np.empty((len(stars), grid.size)), np.empty((len(stars), len(BANDS)))
+    photometry, lines = np.empty((len(stars), len(bands))), np.empty((len(stars), len(LINES)))
+    spectrum = np.empty((len(stars), grid.size if grid else 0))
     sfr, age = np.empty(len(stars)), np.empty(len(stars))
     for row in range(len(stars)):
         model.update(_components(stars, row))
@@ -93,12 +97,21 @@ def light(stars: Stars, grid: Grid) -> Light:
         flux = formed * model.spectrum_full
         sfr[row] = formed * model.sfh.sfr
         age[row] = model.sfh.mass_weighted_age
+        lines[row] = [formed * model.line_fluxes[name] / FLUX_UNIT for name in LINES.values()]
         observed = (1 + stars.redshift[row]) * step
         photometry[row] = weights @ _averages(edges, observed, flux)
-        blurred = _blurred(flux[smoothed], np.hypot(stars.dispersion[row], LINE_SPREAD) / pixel)
-        seen = observed[smoothed.start : smoothed.stop + 1]
-        spectrum[row] = _averages(grid.edges(), seen, blurred) / SPECTRUM_UNIT
-    return Light(spectrum, photometry, sfr, age)
+        if grid:
+            dispersion = math.hypot(stars.dispersion[row], LINE_SPREAD)
+            spectrum[row] = _spectrum(flux, model.wavelengths, observed, dispersion, grid) / FLUX_UNIT
+    return Light(spectrum, photometry, lines, sfr, age)
+
+
+def _spectrum(flux: FloatArray, rest: FloatArray, observed: FloatArray, dispersion: float, grid: Grid) -> FloatArray:
+    """Means over the bins of a grid of a flux density between edges ``observed``, blurred by km/s."""
+    smoothed = slice(*np.searchsorted(rest, SMOOTHED))
+    pixel = SPEED_OF_LIGHT * np.log(rest[smoothed.start + 1] / rest[smoothed.start])
+    blurred = _blurred(flux[smoothed], dispersion / pixel)
+    return _averages(grid.edges(), observed[smoothed.start : smoothed.stop + 1], blurred)
 
 
 def bagpipes() -> Any:  # noqa: ANN401 - a module without annotations
@@ -130,7 +143,7 @@ def _alone() -> Iterator[None]:
 def _model() -> Any:  # noqa: ANN401 - bagpipes' own class
     pipes = bagpipes()
     one = np.ones(1)
-    stars = Stars(*(0.1 * one, one, 5 * one, one, 0 * one, one, one, one > 0))
+    stars = Stars(*(0.1 * one, one, 5 * one, one, 0 * one, one, one, one > 0, -3 * one))
     # sampling is fine from the first wavelength / (1 + max_redshift) to the last
     ends = np.array([FINE[0] * (1 + pipes.config.max_redshift), FINE[1]])
     model = pipes.model_galaxy(_components(stars, 0), spec_wavs=ends)
@@ -145,7 +158,7 @@ def _components(stars: Stars, row: int) -> dict[str, Any]:
         "redshift": stars.redshift[row],
         "delayed": {**history, "metallicity": 10 ** stars.log_zmw[row]},
         "dust": {"type": "Calzetti", "Av": stars.a_v[row], "eta": 2.0},
-        "nebular": {"logU": -3.0},
+        "nebular": {"logU": stars.log_u[row]},
     }
 
 
@@ -167,12 +180,12 @@ def _blurred(flux: FloatArray, sigma: float) -> FloatArray:
 
 
 @cache
-def _bands() -> tuple[FloatArray, FloatArray]:
+def _bands(bands: tuple[tuple[float, float], ...]) -> tuple[FloatArray, FloatArray]:
     r"""Edges of bins and what turns means over them into :math:`\int f_λ T λ\,dλ / (c \int T\,dλ / λ)`."""
-    edges = np.geomspace(3500.0, 57_000.0, 1401)
+    edges = 3500.0 * (57_000.0 / 3500.0) ** (np.arange(-110, 1401) / 1400)
     centre, width = np.sqrt(edges[1:] * edges[:-1]), np.diff(edges)
     weights = []
-    for low, high in BANDS.values():
+    for low, high in bands:
         curve = erf(np.log(centre / low) / 0.02) - erf(np.log(centre / high) / 0.02)
         weights.append(curve * centre * width / (1e13 * SPEED_OF_LIGHT * np.sum(curve * width / centre)) / NANOMAGGY)
     return edges, np.array(weights)

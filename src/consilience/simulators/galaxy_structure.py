@@ -17,6 +17,7 @@ References:
     van der Wel et al. 2014, ApJ 788, 28; Dey et al. 2019, AJ 157, 168.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -25,15 +26,14 @@ from scipy.special import expit, logit
 from consilience.simulators.galaxy_images import (
     DE_VAUCOULEURS,
     EXPONENTIAL,
-    PIXEL,
     Sources,
     half_light_radius,
     in_aperture,
 )
 from consilience.simulators.galaxy_population import Stars, kiloparsecs_per_arcsec
-from consilience.typing import FloatArray
+from consilience.typing import FloatArray, IntArray
 
-__all__ = ["Shapes", "in_fibre", "neighbours", "shapes", "sources"]
+__all__ = ["BAND_CENTRES", "Shapes", "bulge_share", "in_fibre", "neighbours", "shapes", "sources"]
 
 DISC_FLATTENING, BULGE_FLATTENING = 0.2, 0.7
 DENSITY = 12.0  # neighbours per square arcmin, r from 19 to 24 with counts rising as 10^(0.35 r)
@@ -64,7 +64,7 @@ class Shapes:
     angle: FloatArray
     seeing: FloatArray
 
-    def __getitem__(self, rows: slice) -> "Shapes":
+    def __getitem__(self, rows: slice | IntArray) -> "Shapes":
         return Shapes(*(getattr(self, field.name)[rows] for field in fields(self)))
 
     def __len__(self) -> int:
@@ -91,14 +91,14 @@ def shapes(stars: Stars, rng: np.random.Generator, *, single: bool) -> Shapes:
     return Shapes(half_light, disc, ratio * disc, share, axis_ratio, angle, seeing)
 
 
-def sources(seen: Shapes, flux: FloatArray) -> Sources:
-    """Discs and, where there are any, bulges in the middle of their images; flux by band, shape (N, 3)."""
-    n = len(seen)
+def sources(seen: Shapes, flux: FloatArray, wavelength: Sequence[float] = BAND_CENTRES) -> Sources:
+    """Discs and, where there are any, bulges in the middle of their images; flux by band, shape (N, B)."""
+    n, share = len(seen), bulge_share(seen, np.array(wavelength))
     cosine = np.sqrt((seen.axis_ratio**2 - DISC_FLATTENING**2) / (1 - DISC_FLATTENING**2))
     both = Sources(
         owner=np.tile(np.arange(n), 2),
         index=np.repeat([EXPONENTIAL, DE_VAUCOULEURS], n),
-        flux=np.concatenate([(1 - seen.share) * flux, seen.share * flux]),
+        flux=np.concatenate([(1 - share) * flux, share * flux]),
         radius=np.concatenate([seen.disc, seen.bulge]),
         axis_ratio=np.concatenate([seen.axis_ratio, _apparent(BULGE_FLATTENING, cosine)]),
         angle=np.tile(seen.angle, 2),
@@ -107,26 +107,39 @@ def sources(seen: Shapes, flux: FloatArray) -> Sources:
     return both[both.radius > 0]
 
 
-def in_fibre(seen: Shapes, wavelength: FloatArray) -> FloatArray:
+def bulge_share(seen: Shapes, wavelength: FloatArray) -> FloatArray:
+    """Share of the bulges in the light of N galaxies at D wavelengths in Angstrom, shape (N, D).
+
+    Between the bands its log odds are linear in log λ.
+    """
+    if not seen.share.any():
+        return np.zeros((len(seen), len(wavelength)))
+    odds = [np.interp(np.log(wavelength), np.log(BAND_CENTRES), row) for row in logit(seen.share)]
+    return expit(np.stack(odds))
+
+
+def in_fibre(seen: Shapes, wavelength: FloatArray, radius: float = FIBRE, seeing: float = FIBRE_SEEING) -> FloatArray:
     """Share of N galaxies' light that a fibre takes at D wavelengths in Angstrom, shape (N, D).
 
-    Between the bands the log odds of the bulge's share are linear in log λ.
+    Arguments:
+        seen: Shapes of the galaxies.
+        wavelength: Shape (D,).
+        radius: Of the fibre, arcsec.
+        seeing: FWHM in arcsec.
     """
-    disc = in_aperture(seen.disc, EXPONENTIAL, FIBRE, FIBRE_SEEING)[:, None]
-    if not seen.share.any():
+    disc = in_aperture(seen.disc, EXPONENTIAL, radius, seeing)[:, None]
+    share = bulge_share(seen, wavelength)
+    if not share.any():
         return np.repeat(disc, wavelength.size, axis=1)
-    bulge = in_aperture(seen.bulge, DE_VAUCOULEURS, FIBRE, FIBRE_SEEING)[:, None]
-    odds = [np.interp(np.log(wavelength), np.log(BAND_CENTRES), row) for row in logit(seen.share)]
-    share = expit(np.stack(odds))
+    bulge = in_aperture(seen.bulge, DE_VAUCOULEURS, radius, seeing)[:, None]
     return share * bulge + (1 - share) * disc
 
 
-def neighbours(n: int, pixels: int, rng: np.random.Generator) -> Sources:
-    """A Poisson number of exponential discs anywhere on n images, flux in nanomaggies.
+def neighbours(n: int, side: float, rng: np.random.Generator) -> Sources:
+    """A Poisson number of exponential discs anywhere on n images of this side in arcsec, flux in nanomaggies.
 
     Half-light radii are 0.6 arcsec, scatter 0.2 dex; colours g - r = 0.7 ± 0.3 and r - z = 0.6 (g - r) ± 0.1.
     """
-    side = pixels * PIXEL
     owner = np.repeat(np.arange(n), rng.poisson(DENSITY * (side / 60) ** 2, n))
     size = len(owner)
     bright, faint = 10 ** (0.35 * np.array(MAGNITUDES))
