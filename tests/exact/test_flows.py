@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import consilience as cs
-from consilience.blocks.flows import CouplingFlow
+from consilience.blocks.flows import CouplingFlow, Marginals, normal_log_prob
+from consilience.blocks.labels import LabelDensity
 from consilience.data.observations import Observations
 from consilience.data.schema import ModalitySpec, Schema
 
@@ -47,9 +48,31 @@ def test_the_slope_is_the_jacobians_determinant(univariate, there):
 @pytest.mark.parametrize("cells", [1, 2, 5])
 def test_the_inverse_leads_back(univariate, cells):
     found, (y, context) = flow(univariate, cells=cells), rows(cells)
-    u, _ = found(y, context, torch.ones_like(y, dtype=torch.bool))
+    for seen in (torch.ones_like(y, dtype=torch.bool), torch.arange(cells).expand_as(y) % 3 != 1):
+        u, _ = found(y, context, seen)
+        torch.testing.assert_close(found.inverse(u, context, seen), y)
+        assert (u - y).abs().max() > 0.3
+
+
+def marginals():
+    torch.manual_seed(0)
+    found = Marginals(3, 2, hidden=8).double()
+    with torch.no_grad():
+        for parameter in found.parameters():
+            parameter.add_(0.4 * torch.randn_like(parameter))
+    return found
+
+
+def test_cells_alone_have_normalised_densities_and_an_inverse():
+    found, (y, context) = marginals(), rows()
+    u, slope = found(y, context)
     torch.testing.assert_close(found.inverse(u, context), y)
-    assert (u - y).abs().max() > 0.3
+    grid = torch.linspace(-40, 40, 8001).double()[:, None].expand(-1, 3)
+    with torch.no_grad():
+        for row in range(3):
+            u, slope = found(grid, context[row].expand(len(grid), 2))
+            total = (normal_log_prob(u) + slope).exp().sum(0) * 0.01
+            torch.testing.assert_close(total, torch.ones(3).double(), atol=2e-3, rtol=0)
 
 
 @pytest.mark.parametrize("univariate", UNIVARIATE)
@@ -100,6 +123,44 @@ def learned():
     family = cs.VAEFlow(target="y", blocks=[["c", "a"], ["b"]], hidden=32, layers=4)
     config = cs.TrainConfig(max_steps=1200, batch_size=256, learning_rate=1e-3, validation=0.1)
     return cs.fit(family, linear(6000, 0, missing=0.3), config)
+
+
+def test_gaps_in_later_blocks_do_not_move_what_comes_before():
+    """b exists where a is large: draws of a are those of all rows, and b follows a as in rows that have it."""
+    rng = np.random.default_rng(0)
+    a, noise = rng.normal(size=(2, 4000))
+    y = np.column_stack([a, np.where(a > -0.3, 0.8 * a + 0.2 * noise, np.nan)])
+    cells = ({"name": "a"}, {"name": "b"})
+    schema = Schema(modalities=(ModalitySpec(name="x"), ModalitySpec(name="y", cells=cells)))
+    table = Observations.from_arrays(schema, {"x": 0.1 * rng.normal(size=4000), "y": y})
+    config = cs.TrainConfig(max_steps=600, batch_size=256, learning_rate=3e-3, validation=0.1)
+    means = []
+    for blocks in ([["a"], ["b"]], [["a", "b"]]):
+        fit = cs.fit(cs.VAEFlow(target="y", hidden=16, layers=4, blocks=blocks), table, config)
+        draws = fit.sample(table[:200].hide("y"), ["y"], n=100).values["y"]
+        means.append(draws[..., 0].mean())
+        if len(blocks) == 2:
+            assert draws[..., 0].std() == pytest.approx(1, abs=0.06)
+            left = (draws[..., 1] - 0.8 * draws[..., 0])[draws[..., 0] > 0]
+            assert left.mean() == pytest.approx(0, abs=0.05) and left.std() == pytest.approx(0.2, abs=0.04)
+    assert means[0] == pytest.approx(0, abs=0.06)
+    assert means[1] > 0.3  # of one block: draws are of objects that have all of it
+
+
+def test_gradients_of_the_flow_end_before_what_makes_the_means():
+    torch.manual_seed(0)
+    found = LabelDensity([[0], [1, 2]], 4, layers=2, hidden=8, univariate="affine")
+    y, h, g = torch.randn(6, 3), torch.randn(6, 4, requires_grad=True), torch.randn(6, 4, requires_grad=True)
+    losses = found.losses(y, torch.ones_like(y, dtype=torch.bool), h, g)
+    reached = {}
+    for term, value in losses.items():
+        slopes = torch.autograd.grad(value.sum(), (h, g), allow_unused=True, retain_graph=True)
+        reached[term] = tuple(slope is not None for slope in slopes)
+    assert reached == {"mean": (True, False), "alone": (False, True), "nll": (False, False)}
+    with torch.no_grad():
+        seen = torch.ones_like(y, dtype=torch.bool)
+        torch.testing.assert_close(-losses["nll"], found.log_prob(y, seen, h, g))
+        torch.testing.assert_close(-losses["alone"], found.alone(y, h, g).sum(-1))
 
 
 @pytest.mark.parametrize("cells", [(0, 1, 2), (0, 1), (1,)])

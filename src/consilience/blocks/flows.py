@@ -27,10 +27,11 @@ from zuko.transforms import MonotonicAffineTransform, MonotonicRQSTransform
 
 from consilience.blocks.networks import Perceptron
 
-__all__ = ["CouplingFlow", "Univariate"]
+__all__ = ["CouplingFlow", "Marginals", "Univariate", "normal_log_prob"]
 
 Univariate = Literal["affine", "spline"]
-BINS = 8  # of a spline
+SPLINE = (8, 8, 7)  # widths and heights of its bins, slopes between them
+LEAST = 0.1  # factor of an affine layer, and one over the largest: the inverse of many stays in bounds
 FIRST = 0.1  # of their usual size are the last weights of a network at first: a flow begins near the identity
 
 
@@ -50,7 +51,7 @@ class CouplingFlow(nn.Module):
         >>> flow = CouplingFlow(3, 2, layers=4, hidden=8, univariate="affine")
         >>> y, c, there = torch.randn(5, 3), torch.randn(5, 2), torch.ones(5, 3, dtype=torch.bool)
         >>> u, slope = flow(y, c, there)
-        >>> torch.allclose(flow.inverse(u, c), y, atol=1e-5), slope.shape
+        >>> torch.allclose(flow.inverse(u, c, there), y, atol=1e-5), slope.shape
         (True, torch.Size([5]))
     """
 
@@ -59,18 +60,13 @@ class CouplingFlow(nn.Module):
     def __init__(self, cells: int, context: int, *, layers: int, hidden: int, univariate: Univariate) -> None:
         super().__init__()
         self.univariate: Univariate = univariate
-        self.each = 2 if univariate == "affine" else 3 * BINS - 1
+        self.each = 2 if univariate == "affine" else sum(SPLINE)
         halves = [torch.randperm(cells) < cells // 2 for _ in range((layers + 1) // 2)]
         kept = torch.stack([side for half in halves for side in (half, ~half)])[:layers]
         self.register_buffer("kept", kept if cells > 1 else torch.zeros(1, 1, dtype=torch.bool))
         self.networks = nn.ModuleList(
-            Perceptron(2 * cells + context, hidden, hidden, cells * self.each) for _ in self.kept
+            _quiet(Perceptron(2 * cells + context, hidden, hidden, cells * self.each)) for _ in self.kept
         )
-        with torch.no_grad():
-            for network in self.networks:
-                last = network.layers[-1]  # type: ignore[union-attr, index]
-                last.weight.mul_(FIRST)  # type: ignore[union-attr, operator]
-                last.bias.zero_()  # type: ignore[union-attr, operator]
 
     def forward(self, y: Tensor, context: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
         """u (…, D) and the sum of log τ' over the cells that are seen (…).
@@ -90,15 +86,13 @@ class CouplingFlow(nn.Module):
     def log_prob(self, y: Tensor, context: Tensor, seen: Tensor) -> Tensor:
         """Log density of the cells that are seen, (…)."""
         u, slope = self(y, context, seen)
-        normal = -0.5 * u.square() - 0.5 * math.log(2 * math.pi)
-        return torch.where(seen, normal, 0.0).sum(-1) + slope
+        return torch.where(seen, normal_log_prob(u), 0.0).sum(-1) + slope
 
-    def inverse(self, u: Tensor, context: Tensor) -> Tensor:
-        """y (…, D) of u, all cells there."""
-        everywhere = torch.ones_like(u, dtype=torch.bool)
+    def inverse(self, u: Tensor, context: Tensor, seen: Tensor) -> Tensor:
+        """y (…, D) of u where they are seen; the other cells stay."""
         for number in reversed(range(len(self.kept))):
-            moved = self._layer(number, u, context, everywhere).inv(u)  # type: ignore[misc]
-            u = torch.where(self.kept[number], u, moved)  # type: ignore[arg-type]
+            moved = self._layer(number, u, context, seen).inv(u)  # type: ignore[misc]
+            u = torch.where(~self.kept[number] & seen, moved, u)  # type: ignore[arg-type]
         return u
 
     def _layer(
@@ -108,5 +102,61 @@ class CouplingFlow(nn.Module):
         shown = torch.cat([torch.where(kept, y, 0.0), kept.to(y), context], -1)
         found = self.networks[number](shown).unflatten(-1, (-1, self.each))
         if self.univariate == "affine":
-            return MonotonicAffineTransform(found[..., 0], found[..., 1])
-        return MonotonicRQSTransform(*found.split([BINS, BINS, BINS - 1], -1))
+            return MonotonicAffineTransform(found[..., 0], found[..., 1], slope=LEAST)
+        return MonotonicRQSTransform(*found.split(SPLINE, -1))
+
+
+class Marginals(nn.Module):
+    r"""Densities of each of D cells alone given C numbers: u = spline(a y + b), with all of it a network's.
+
+    .. math:: \log p(y_d \mid c) = \log N(u_d) + \log \tau'(y_d;\, \theta_d(c))
+
+    Arguments:
+        cells: D.
+        context: C.
+        hidden: Width of the network, which has one hidden layer.
+
+    Example:
+        >>> alone = Marginals(3, 2, hidden=8)
+        >>> y, c = torch.randn(5, 3), torch.randn(5, 2)
+        >>> u, slope = alone(y, c)
+        >>> torch.allclose(alone.inverse(u, c), y, atol=1e-5), slope.shape
+        (True, torch.Size([5, 3]))
+    """
+
+    def __init__(self, cells: int, context: int, *, hidden: int) -> None:
+        super().__init__()
+        self.network = _quiet(Perceptron(context, hidden, cells * (2 + sum(SPLINE))))
+
+    def forward(self, y: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """u and log τ' of each cell, both (…, D), of finite y (…, D) and contexts (…, C)."""
+        line, spline = self._transforms(context)
+        inner, slope = line.call_and_ladj(y)  # type: ignore[misc]
+        u, further = spline.call_and_ladj(inner)  # type: ignore[misc]
+        return u, slope + further
+
+    def inverse(self, u: Tensor, context: Tensor) -> Tensor:
+        """y (…, D) of u."""
+        line, spline = self._transforms(context)
+        return line.inv(spline.inv(u))  # type: ignore[misc, return-value]
+
+    def _transforms(self, context: Tensor) -> tuple[MonotonicAffineTransform, MonotonicRQSTransform]:
+        found = self.network(context)
+        found = found.unflatten(-1, (-1, 2 + sum(SPLINE)))
+        return MonotonicAffineTransform(found[..., 0], found[..., 1]), MonotonicRQSTransform(
+            *found[..., 2:].split(SPLINE, -1)
+        )
+
+
+def normal_log_prob(u: Tensor) -> Tensor:
+    """log N(u; 0, 1)."""
+    return -0.5 * u.square() - 0.5 * math.log(2 * math.pi)
+
+
+def _quiet(network: Perceptron) -> Perceptron:
+    """The network with a small last layer, by which a flow begins near the identity."""
+    last = network.layers[-1]
+    with torch.no_grad():
+        last.weight.mul_(FIRST)  # type: ignore[operator, union-attr]
+        last.bias.zero_()  # type: ignore[operator, union-attr]
+    return network

@@ -1,16 +1,18 @@
 r"""Joint posteriors of labels by a conditional flow, from what autoencoders make of images and from other modalities.
 
 .. math::
-    p(y \mid x) = \prod_k p\bigl(y_k - \mu_k(h, y_{<k}) \bigm| h, y_{<k}\bigr), \qquad
-    h = g\Bigl(\sum_m e_m(x^{(m)}) + \sum_i e_i(\bar z_i, \sigma_i)\Bigr)
+    p(y \mid x) = \prod_k p\bigl(y_k - \mu_k(h) - m_k(c_k) \bigm| c_k\bigr), \quad c_k = (g, \mu, y_{<k}), \quad
+    h, g = \mathrm{trunk}\Bigl(\sum_m e_m(x^{(m)}) + \sum_i e_i(\bar z_i, \sigma_i)\Bigr)
 
 Each modality's network e_m reads its seen cells, weighed by their error bars, as in :class:`Regression`. An image is
-read by the encoder of a VAE first, and what counts is the mean and the standard deviation of its latents. Labels come
-in blocks y_k, each given those before it: a network predicts their mean, a coupling flow (``blocks/flows.py``) the
-residual. What was not seen adds nothing to h, labels that a row lacks are left out of its density.
+read by the encoder of a VAE first, and what counts is the mean and the standard deviation of its latents. h and g have
+networks of their own: h is for the means of labels, by least squares, g for the rest of their density. Labels come in
+blocks y_k, each given those before it, with a coupling flow for what the means leave; single labels have densities of
+their own as well (``blocks/labels.py``). What was not seen adds nothing, labels that a row lacks are left out of its
+density.
 
 Training has two phases: the autoencoders, by their bounds (``self``, ``kl``); then, of features that are computed once,
-the flow (``nll``). With ``tuned`` all of it goes on together.
+the labels (``mean``, ``alone``, ``nll``). With ``tuned`` all of it goes on together.
 
 A label that exists only where it could be detected is p(y | x, detected): a binary modality ``detected``, predicted
 beside it, says how probable that is.
@@ -20,7 +22,7 @@ References:
     (arXiv 2511.12737)
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, cast
 
@@ -29,8 +31,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from consilience.blocks.encoders import Kind
-from consilience.blocks.flows import CouplingFlow, Univariate
+from consilience.blocks.flows import Univariate
 from consilience.blocks.fusion import AbstractExperts
+from consilience.blocks.labels import LabelDensity
 from consilience.blocks.likelihoods import build_likelihood
 from consilience.blocks.networks import Perceptron
 from consilience.blocks.noise import Noise
@@ -57,8 +60,8 @@ from consilience.models.vae import VAE
 
 __all__ = ["VAEFlow"]
 
+LABELS = ("mean", "alone", "nll")  # terms of labels
 ROWS = 256  # that encoders read at once when features are computed for a table
-THINNED = 0.25  # share of the rows that teach the density of some of their labels alone
 FEATURES = "what an autoencoder says"  # axis of what stands in for an image
 TUNED = 0.2  # of the steps of the other phases
 
@@ -82,7 +85,7 @@ class VAEFlow(AbstractFamily):
     channels: int = Field(default=16, ge=1)  # after the first convolution
     layers: int = Field(default=12, ge=1)  # of each block's flow
     univariate: Univariate = "affine"  # functions of the flow: affine, spline
-    tuned: bool = False  # a third phase, in which the flow's gradient moves the autoencoders too
+    tuned: bool = False  # a third phase, in which what labels say moves the autoencoders too
 
     @property
     def default_policy(self) -> Policy | None:
@@ -92,7 +95,7 @@ class VAEFlow(AbstractFamily):
     def phases(self) -> tuple[Phase, ...]:
         if not self.images:
             return (Phase(name="flow"),)
-        flows = {f"nll/{name}": 0.0 for name in (self.target, self.detected) if name}
+        flows = {f"{term}/{name}": 0.0 for name in (self.target, self.detected) for term in LABELS if name}
         first = Phase(name="images", groups=("images", "noise"), weights=flows)
         both = (first, Phase(name="flow", groups=("flow",), prepared=True))
         return (*both, Phase(name="tune", share=TUNED)) if self.tuned else both
@@ -134,27 +137,26 @@ class _Module(AbstractModel):
         self.config, self.schema = config, schema
         self.capabilities = frozenset({"density", "latent"} if config.images else {"density"})
         produced = {config.target, config.detected}
-        images, digests = dict[str, nn.Module](), dict[str, nn.Module]()
+        images = dict[str, nn.Module]()
         for name in config.images:
             network = config.networks.get(name, "dense")
             vae = VAE(latent_dim=config.latent_dim, network=network, hidden=config.hidden, channels=config.channels)
             images[slot(name)] = vae.build(schema.select([name]), total, seed)
-            digests[slot(name)] = Perceptron(2 * config.latent_dim, config.hidden, config.hidden)
-        self.images, self.digests = nn.ModuleDict(images), nn.ModuleDict(digests)
-        read = [spec for spec in schema.modalities if spec.name not in {*produced, *config.images}]
-        self.readers = Readers(read, config.networks, config.hidden, config.channels)
+        self.images = nn.ModuleDict(images)
         self.blocks = {
             name: self._autoencoder(name).blocks["shared"].model_copy(update={"name": name}) for name in config.images
         }
-        self.trunk = Perceptron(config.hidden, config.hidden, config.hidden)
+        read = [spec for spec in schema.modalities if spec.name not in {*produced, *config.images}]
+        # of the labels' means, and of the rest of their density
+        self.trunk, self.shape_trunk = _Trunk(config, read), _Trunk(config, read)
         cells = schema[config.target].cell_names()
-        chain = config.blocks or (tuple(cells),)
-        self.order = [[cells.index(cell) for cell in block] for block in chain]
-        known, branches = 0, []
-        for block in chain:
-            branches.append(_Branch(len(block), config.hidden + 2 * known, config))
-            known += len(block)
-        self.branches = nn.ModuleList(branches)
+        self.labels = LabelDensity(
+            [[cells.index(cell) for cell in block] for block in config.blocks or (tuple(cells),)],
+            config.hidden,
+            layers=config.layers,
+            hidden=config.hidden,
+            univariate=config.univariate,
+        )
         if config.detected:
             spec = schema[config.detected]
             self.likelihood = build_likelihood(None, spec)
@@ -167,15 +169,12 @@ class _Module(AbstractModel):
             if not self._is_prepared(context, name):
                 bound = self._autoencoder(name).terms(context.select(name), target.select(name))
                 found |= {f"self/{name}": bound[f"nll/{name}"], f"kl/{name}": bound["kl/shared"]}
-        h, name = self.features(context), self.config.target
-        cells = flat(target.parts[name])
-        seen = cells.seen
-        if self.training and torch.is_grad_enabled():
-            some = torch.rand(len(seen), 1) < THINNED
-            seen = seen & ~(some & (torch.rand(seen.shape) < 0.5)).to(seen.device)
-        found[f"nll/{name}"] = PerObject(-self.density(cells.value, h, seen), seen.any(-1))
+        h, g = self.features(context)
+        name, cells = self.config.target, flat(target.parts[self.config.target])
+        for term, value in self.labels.losses(cells.value, cells.seen, h, g).items():
+            found[f"{term}/{name}"] = PerObject(value, cells.seen.any(-1))
         if name := self.config.detected:
-            cells, f = flat(target.parts[name]), self.head(h)
+            cells, f = flat(target.parts[name]), self.head(g)
             value = -self.likelihood.expected(cells, f, torch.zeros_like(f)).sum(-1)
             found[f"nll/{name}"] = PerObject(value, cells.seen.any(-1))
         return found
@@ -241,36 +240,16 @@ class _Module(AbstractModel):
         # labels and detections are independent given what is read: either may be known when the other is asked for
         return bool(producible) and producible <= produced and not readable & producible
 
-    def features(self, context: Observations) -> Tensor:
-        """h of each object, (B, hidden)."""
-        total = self.readers(context)
+    def features(self, context: Observations) -> tuple[Tensor, Tensor]:
+        """Of each object h, for the labels' means, and g, for the rest of their density, (B, hidden)."""
+        digests = {}
         for name in self.config.images:
-            part = context.parts[name]
             if self._is_prepared(context, name):
-                value = part.value
+                digests[name] = context.parts[name].value
             else:
                 with torch.set_grad_enabled(self.config.tuned and torch.is_grad_enabled()):
-                    value = self._digest(context, name)
-            read = self.digests[slot(name)](value)
-            total = total + torch.where(part.seen.flatten(1).any(-1, keepdim=True), read, 0.0)
-        return nn.functional.silu(self.trunk(nn.functional.silu(total)))
-
-    def density(self, y: Tensor, h: Tensor, seen: Tensor) -> Tensor:
-        """log p of the cells of y (B, D) that are seen, given h (B, hidden): (B,)."""
-        y, total = torch.where(seen, y, 0.0), y.new_zeros(len(y))
-        for columns, branch in zip(self.order, self.branches, strict=True):
-            total = total + branch.log_prob(y[:, columns], h, seen[:, columns])  # type: ignore[operator]
-            h = torch.cat([h, y[:, columns], seen[:, columns].to(h)], -1)
-        return total
-
-    def drawn(self, u: Tensor, h: Tensor) -> Tensor:
-        """Labels (n, B, D) of standard normals of that shape."""
-        h, found = h.expand(len(u), -1, -1), torch.empty_like(u)
-        for columns, branch in zip(self.order, self.branches, strict=True):
-            y = branch.drawn(u[..., columns], h)  # type: ignore[operator]
-            found[..., columns] = y
-            h = torch.cat([h, y, torch.ones_like(y)], -1)
-        return found
+                    digests[name] = self._digest(context, name)
+        return self.trunk(context, digests), self.shape_trunk(context, digests)
 
     def latents(self, context: Observations) -> dict[str, LatentPosterior]:
         """What the autoencoders say of their latents."""
@@ -293,23 +272,24 @@ class _Module(AbstractModel):
         return self.images[slot(name)]  # type: ignore[return-value]
 
 
-class _Branch(nn.Module):
-    """p(y | c) of one block of D labels: a mean and the flow of the residual."""
+class _Trunk(nn.Module):
+    """What all of a row says together: silu of layers above the sum of what each modality says, (B, hidden)."""
 
-    def __init__(self, cells: int, context: int, config: VAEFlow) -> None:
+    def __init__(self, config: VAEFlow, read: Sequence[ModalitySpec]) -> None:
         super().__init__()
-        self.mean = Perceptron(context, config.hidden, cells)
-        self.flow = CouplingFlow(
-            cells, context, layers=config.layers, hidden=config.hidden, univariate=config.univariate
+        size = config.hidden
+        self.readers = Readers(read, config.networks, size, config.channels)
+        self.digests = nn.ModuleDict(
+            {slot(name): Perceptron(2 * config.latent_dim, size, size) for name in config.images}
         )
+        self.above = Perceptron(size, size, size)
 
-    def log_prob(self, y: Tensor, context: Tensor, seen: Tensor) -> Tensor:
-        """Of the cells that are seen, (B,)."""
-        return self.flow.log_prob(torch.where(seen, y - self.mean(context), 0.0), context, seen)
-
-    def drawn(self, u: Tensor, context: Tensor) -> Tensor:
-        """Labels of standard normals, (n, B, D)."""
-        return self.mean(context) + self.flow.inverse(u, context)
+    def forward(self, context: Observations, digests: Mapping[str, Tensor]) -> Tensor:
+        total = self.readers(context)
+        for name, value in digests.items():
+            seen = context.parts[name].seen.flatten(1).any(-1, keepdim=True)
+            total = total + torch.where(seen, self.digests[slot(name)](value), 0.0)
+        return nn.functional.silu(self.above(nn.functional.silu(total)))
 
 
 @dataclass(frozen=True)
@@ -323,13 +303,14 @@ class _JointPosterior:
     def sample(self, targets: tuple[str, ...], noise: Noise, n: int, method: str = "default") -> dict[str, Tensor]:
         """Draws (n, B, D)."""
         known_method(method)
-        h, found = self.model.features(self.context), {}
+        found = {}
         for name in targets:
+            size = (self.model.schema[name].size,)
             if name == self.model.config.target:
-                size = self.model.schema[name].size
-                found[name] = self.model.drawn(noise.normal(name, n, (size,)), h)
+                h, g = self.model.features(self.context)
+                found[name] = self.model.labels.drawn(noise.normal(name, n, size), h, g)
             else:
-                f = self.model.head(h).expand(n, -1, -1)
+                f = self._of_detection().expand(n, -1, -1)
                 found[name] = self.model.likelihood.draw(f, torch.zeros_like(f), noise, name)
         return found
 
@@ -339,31 +320,31 @@ class _JointPosterior:
     ) -> Density:
         """Joint density of the seen cells; labels and detections are independent given x."""
         known_method(method)
-        h = self.model.features(self.context)
-        total = h.new_zeros(len(h))
+        total = next(self.model.parameters()).new_zeros(len(self.context))
         for name in targets:
             cells = flat(values.parts[name])
             if name == self.model.config.target:
-                total = total + self.model.density(cells.value, h, cells.seen)
+                h, g = self.model.features(self.context)
+                total = total + self.model.labels.log_prob(cells.value, cells.seen, h, g)
             else:
-                total = total + self._detections(cells, h).sum(-1)
+                total = total + self._detections(cells).sum(-1)
         return Density(total, "exact")
 
     @torch.no_grad()
     def cell_log_prob(
         self, values: Observations, targets: tuple[str, ...], noise: Noise, method: str = "default"
     ) -> dict[str, Tensor]:
-        """Log density of each seen cell, as the flow gives it for that cell alone, (B, D)."""
+        """Log density of each cell alone, of rows that have it, (B, D)."""
         known_method(method)
-        h, found = self.model.features(self.context), {}
+        found = {}
         for name in targets:
             cells = flat(values.parts[name])
             if name == self.model.config.target:
-                one = torch.eye(cells.value.shape[-1], dtype=torch.bool, device=h.device)
-                each = [self.model.density(cells.value, h, cells.seen & only) for only in one]
-                found[name] = torch.stack(each, -1)
+                h, g = self.model.features(self.context)
+                value = self.model.labels.alone(cells.value, h, g)
+                found[name] = torch.where(cells.seen, value, 0.0)
             else:
-                found[name] = self._detections(cells, h)
+                found[name] = self._detections(cells)
         return found
 
     @torch.no_grad()
@@ -372,6 +353,10 @@ class _JointPosterior:
         known_method(method)
         return self.model.latents(self.context)
 
-    def _detections(self, cells: Modality, h: Tensor) -> Tensor:
-        f = self.model.head(h)
+    def _of_detection(self) -> Tensor:
+        _, g = self.model.features(self.context)
+        return self.model.head(g)
+
+    def _detections(self, cells: Modality) -> Tensor:
+        f = self._of_detection()
         return self.model.likelihood.log_predictive(cells, f, torch.zeros_like(f))

@@ -109,7 +109,7 @@ def light(stars: Stars, grid: Grid | None, bands: Mapping[str, tuple[float, floa
 def _spectrum(flux: FloatArray, rest: FloatArray, observed: FloatArray, dispersion: float, grid: Grid) -> FloatArray:
     """Means over the bins of a grid of a flux density between edges ``observed``, blurred by km/s."""
     smoothed = slice(*np.searchsorted(rest, SMOOTHED))
-    pixel = SPEED_OF_LIGHT * np.log(rest[smoothed.start + 1] / rest[smoothed.start])
+    pixel = SPEED_OF_LIGHT * math.log(rest[smoothed.start + 1] / rest[smoothed.start])
     blurred = _blurred(flux[smoothed], dispersion / pixel)
     return _averages(grid.edges(), observed[smoothed.start : smoothed.stop + 1], blurred)
 

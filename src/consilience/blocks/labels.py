@@ -1,0 +1,112 @@
+r"""Densities of labels of which any may be missing: each alone, and all together.
+
+Of D labels y with flags e, 1 where a label is there, and of two contexts h and g of what was observed:
+
+.. math::
+    \text{mean}\quad & \mu_d(h), \text{ by least squares} \\
+    \text{alone}\quad & p(y_d \mid x) = N(u_d)\, \tau_d'(y_d - \mu_d), \quad u_d = \tau_d(y_d - \mu_d;\, g) \\
+    \text{together}\quad & p(y_e \mid x) = \prod_k p\bigl(y_k - \mu_k - m_k(c_k) \bigm| c_k\bigr), \quad
+    c_k = (g, \mu, y_{<k}, e_{<k})
+
+with blocks k of labels, a coupling flow for each, and a shift m_k, by least squares too. What is missing is left out of
+its density, which stays normalised, and stands at its mean, with its flag, in the contexts that follow. No block knows
+of flags in later ones: if blocks go from what all objects have to what few have, gaps that depend on the labels do not
+bias what comes before.
+
+The flows' gradients end at c, and that of τ at μ. Where labels are tight functions of each other these gradients are so
+poorly scaled that networks which share them learn the means ten times more slowly than by squares.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from consilience.blocks.flows import CouplingFlow, Marginals, Univariate, normal_log_prob
+from consilience.blocks.networks import Perceptron
+
+__all__ = ["LabelDensity"]
+
+
+class LabelDensity(nn.Module):
+    """p(y | x) of D labels, from contexts h and g of H numbers each.
+
+    Arguments:
+        order: Columns of the labels in each block; all of them once.
+        size: H.
+        layers: Of each block's flow.
+        hidden: Width of the networks.
+        univariate: Functions of the flows.
+
+    Example:
+        >>> density = LabelDensity([[2, 0], [1]], 4, layers=2, hidden=8, univariate="affine")
+        >>> y, h, there = torch.randn(5, 3), torch.randn(5, 4), torch.ones(5, 3, dtype=torch.bool)
+        >>> density.log_prob(y, there, h, h).shape, density.alone(y, h, h).shape
+        (torch.Size([5]), torch.Size([5, 3]))
+    """
+
+    def __init__(
+        self, order: Sequence[Sequence[int]], size: int, *, layers: int, hidden: int, univariate: Univariate
+    ) -> None:
+        super().__init__()
+        self.order = [list(block) for block in order]
+        total = sum(map(len, self.order))
+        self.mean = Perceptron(size, hidden, total)
+        self.marginals = Marginals(total, size, hidden=hidden)
+        self.shifts, self.flows, known = nn.ModuleList(), nn.ModuleList(), 0
+        for block in self.order:
+            context = size + total + 2 * known
+            self.shifts.append(Perceptron(context, hidden, len(block)))
+            self.flows.append(CouplingFlow(len(block), context, layers=layers, hidden=hidden, univariate=univariate))
+            known += len(block)
+
+    def losses(self, y: Tensor, seen: Tensor, h: Tensor, g: Tensor) -> dict[str, Tensor]:
+        """What is minimised, each (B,): "mean", half the squares; "alone" and "nll", negative log densities.
+
+        Arguments:
+            y: Labels (B, D), finite.
+            seen: Which of them are there, (B, D).
+            h: Shape (B, H).
+            g: Shape (B, H).
+        """
+        mean = self.mean(h)
+        left = torch.where(seen, y - mean, 0.0)
+        alone = torch.where(seen, self._alone(left.detach(), g), 0.0).sum(-1)
+        together, squares = self._together(y, seen, mean.detach(), g.detach())
+        return {"mean": 0.5 * left.square().sum(-1) + squares, "alone": -alone, "nll": -together}
+
+    def log_prob(self, y: Tensor, seen: Tensor, h: Tensor, g: Tensor) -> Tensor:
+        """Joint log density of the labels that are seen, (B,), of objects that lack the others."""
+        return self._together(y, seen, self.mean(h), g)[0]
+
+    def alone(self, y: Tensor, h: Tensor, g: Tensor) -> Tensor:
+        """Log density of each label, (B, D), of objects that have it."""
+        return self._alone(y - self.mean(h), g)
+
+    def drawn(self, normal: Tensor, h: Tensor, g: Tensor) -> Tensor:
+        """Labels (n, B, D) of standard normals of that shape, of objects that have them all."""
+        h, g = h.expand(len(normal), -1, -1), g.expand(len(normal), -1, -1)
+        mean, y = self.mean(h), torch.empty_like(normal)
+        c, there = torch.cat([g, mean], -1), torch.ones_like(normal, dtype=torch.bool)
+        for columns, shift, flow in zip(self.order, self.shifts, self.flows, strict=True):
+            left: Tensor = flow.inverse(normal[..., columns], c, there[..., columns])  # type: ignore[operator]
+            some = mean[..., columns] + shift(c) + left
+            y[..., columns] = some
+            c = torch.cat([c, some, torch.ones_like(some)], -1)
+        return y
+
+    def _alone(self, left: Tensor, g: Tensor) -> Tensor:
+        u, slope = self.marginals(left, g)
+        return normal_log_prob(u) + slope
+
+    def _together(self, y: Tensor, seen: Tensor, mean: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """The joint log density, and half the squares of what shifts leave, (B,)."""
+        c, total, squares = torch.cat([g, mean], -1), y.new_zeros(len(y)), y.new_zeros(len(y))
+        for columns, shift, flow in zip(self.order, self.shifts, self.flows, strict=True):
+            there, expected = seen[:, columns], mean[:, columns]
+            some = torch.where(there, y[:, columns], expected)
+            left = torch.where(there, some - expected - shift(c), 0.0)
+            total = total + flow.log_prob(left.detach(), c, there)  # type: ignore[operator]
+            squares = squares + 0.5 * left.square().sum(-1)
+            c = torch.cat([c, some, there.to(c)], -1)
+        return total, squares
