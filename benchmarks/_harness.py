@@ -19,7 +19,7 @@ from consilience.plots import Labels, with_unit
 from consilience.plots.style import COLOURS, style
 from consilience.studies.runner import Results, markdown, meta, write_results
 
-__all__ = ["Lines", "asked", "lines", "main", "peer_python", "say", "turns"]
+__all__ = ["Lines", "asked", "lines", "main", "peer_python", "resumed", "say", "turns"]
 
 PEERS = Path("build/peers")  # environments of their own
 
@@ -32,6 +32,15 @@ def main(name: str, measure: Callable[[int, bool], Results], argv: Sequence[str]
         measure: Function of a seed and of whether tiny sizes are enough.
         argv: Arguments instead of the command line's.
     """
+    return _run(name, lambda options: measure(options.seed, options.quick), argv)
+
+
+def resumed(name: str, measure: Callable[[int, bool, Path], Results], argv: Sequence[str] | None = None) -> Results:
+    """As :func:`main`, of a function that takes the folder of results too and keeps there what it has done."""
+    return _run(name, lambda options: measure(options.seed, options.quick, options.out), argv)
+
+
+def _run(name: str, measure: Callable[[argparse.Namespace], Results], argv: Sequence[str] | None) -> Results:
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
     parser.add_argument("--seed", type=int, default=0)
@@ -39,7 +48,7 @@ def main(name: str, measure: Callable[[int, bool], Results], argv: Sequence[str]
     options = parser.parse_args(argv)
     options.out.mkdir(parents=True, exist_ok=True)
     begun = time.perf_counter()
-    found = measure(options.seed, options.quick)
+    found = measure(options)
     seconds = time.perf_counter() - begun
     write_results(options.out, found, {"benchmark": name, "quick": options.quick, **meta(options.seed, seconds)})
     console = Console(highlight=False)

@@ -10,11 +10,14 @@ stay at 1; a common β is a scale √β times as large, and no loss can choose b
 at first use. Two threads.
 
 Run with ``python -m benchmarks.factors [--quick] [--seed N] --out DIR``; seeds N, N + 1, … are run, the worst counts.
+A run that was stopped goes on where it was.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,13 +25,14 @@ import numpy as np
 import torch
 from astropy.table import Table
 
-from benchmarks._harness import asked, main, peer_python, say
+from benchmarks._harness import asked, peer_python, resumed, say
 from consilience.analysis.probes import probes
 from consilience.data.observations import Observations
 from consilience.data.samples import Latent
 from consilience.data.schema import validated
 from consilience.simulators.gaussian import factors
 from consilience.studies.factors import Settings
+from consilience.studies.kept import Kept
 from consilience.studies.runner import Results, configuration
 
 __all__ = ["PEER", "Inferred", "measure", "scores"]
@@ -54,25 +58,24 @@ class Inferred:
         return Latent(mean, std, obs.ids)
 
 
-def measure(seed: int, quick: bool) -> Results:
-    """Every number of modalities and size of blocks, with several seeds."""
+def measure(seed: int, quick: bool, out: Path) -> Results:
+    """Every number of modalities and size of blocks, with several seeds; what is done is kept in the folder."""
     torch.set_num_threads(2)
     config = configuration("factors", quick=quick)
     size = validated(Settings, config.study, where="[study]")
     budget = {"steps": config.config.train.max_steps, "batch": config.config.train.batch_size}
     budget |= {"hidden": config.config.family.model_dump()["hidden"]}
-    rows = []
+    rows, kept = [], Kept(out, size, config.config.train, config.config.family)
     for modalities, times in product(size.modalities, (1, size.oversized)):
         choice: dict[str, Any] = {"rates": RATES, "scales": SCALES}
         for number in range(seed, seed + size.seeds):
-            table = factors(size.objects, seed=number, modalities=modalities, sizes=size.sizes, noise=size.noise)
-            train, test = table.split(size.train, seed=number)
-            blocks = {"shared": times * size.sizes[0], "private": times * size.sizes[1]}
-            found = _peer(train, test, modalities, {**budget, **blocks, **choice, "seed": number})
+            given = {**budget, "shared": times * size.sizes[0], "private": times * size.sizes[1], **choice}
+            name = f"{modalities} modalities, {times} x size, seed {number}"
+            found = kept.part(name, partial(_trained, size, modalities, given, number))
             choice = {"rates": found["rate"][None], "scales": found["scale"][None]}
-            found_scores = scores(found, train, test, modalities, seed=number)
             chosen = [float(found[key]) for key in ("rate", "scale", "seconds")]
-            rows.append([modalities, "right" if times == 1 else f"{times} x", number, *chosen, *found_scores])
+            which = "right" if times == 1 else f"{times} x"
+            rows.append([modalities, which, number, *chosen, *found["scores"].tolist()])
             say(f"{rows[-1]}")
     names = ["own, draws", "other, draws", "own, means", "other, means"]
     names = ["modalities", "blocks", "seed", "learning rate", "scale", "seconds", *names]
@@ -82,6 +85,17 @@ def measure(seed: int, quick: bool) -> Results:
         numbers[f"r2_own_min_peer{which}"] = float(every["own, draws"][some].min())
         numbers[f"r2_leak_max_peer{which}"] = float(every["other, draws"][some].max())
     return Results(numbers, {f"R² of factors read from blocks, {size.objects} objects": every})
+
+
+def _trained(
+    size: Settings, modalities: int, given: Mapping[str, Any], seed: int
+) -> dict[str, np.ndarray | tuple[float, ...]]:
+    table = factors(size.objects, seed=seed, modalities=modalities, sizes=size.sizes, noise=size.noise)
+    train, test = table.split(size.train, seed=seed)
+    found = _peer(train, test, modalities, {**given, "seed": seed})
+    return {key: found[key] for key in ("rate", "scale", "seconds")} | {
+        "scores": scores(found, train, test, modalities, seed=seed)
+    }
 
 
 def scores(
@@ -126,4 +140,4 @@ def _names(modalities: int) -> list[str]:
 
 
 if __name__ == "__main__":
-    main("factors", measure)
+    resumed("factors", measure)

@@ -60,7 +60,7 @@ LOST, NO_IMAGE = 0.02, 0.03  # share of cells of photometry without a measuremen
 FIBRE, FIBRE_SEEING = 1.5, 1.4  # radius and FWHM in arcsec
 LINE_ERROR, LINE_ERROR_SCATTER, LINE_CALIBRATION = 2.0, 0.15, 0.03  # 1e-17 erg / (s cm2); dex; of the flux
 DETECTED = 3.0  # signal-to-noise ratio of a line that counts
-RESOLVED = 70.0  # km/s, the smallest dispersion that is measured
+NO_BLACK_HOLE = 0.1  # share of galaxies without a dispersion that is good enough
 SOLAR = 8.69  # 12 + log O/H
 
 LABELS = (
@@ -80,9 +80,9 @@ def sdss_galaxies(
 
     **Modalities.** ``photometry`` in u, g, r, i, z, nanomaggies, 2 % of it unseen; with ``pixels``, ``image`` in g, r,
     i, nanomaggies per pixel of 0.396 arcsec, of all but 3 % of the galaxies, and ``seeing``, its FWHM in arcsec;
-    ``labels``: log M_*, log SFR (of 100 Myr), redshift, log M_BH where the velocity dispersion is above 70 km/s, 12 +
-    log O/H where Hα, Hβ and [N II] all have a signal-to-noise ratio above 3, and log fluxes of Hα, Hβ, [N II] 6584 and
-    [O III] 5007 in the fibre, as measured, each where it has; ``detected``: whether O/H is there.
+    ``labels``: log M_*, log SFR (of 100 Myr), redshift, log M_BH of nine galaxies in ten, and where Hα, Hβ, [N II] 6584
+    and [O III] 5007 all have a signal-to-noise ratio above 3, 12 + log O/H and the log fluxes of these lines in the
+    fibre, as measured; ``detected``: whether they are there.
 
     **Truth**, complete and without errors: ``true_photometry``, ``true_labels``, ``true_detected`` (by the true fluxes
     over their errors), ``true_structure`` and ``true_physics`` as of :func:`galaxies`, with log U.
@@ -167,19 +167,19 @@ def _measured(
     black_hole = 8.32 + 5.64 * np.log10(stars.dispersion / 200) + 0.38 * rng.standard_normal(n)
     core = [stars.log_mass, np.log10(light.sfr), stars.redshift, black_hole, SOLAR + stars.log_zmw]
     complete = np.column_stack([*core, np.log10(np.maximum(lines, 1e-6))])
-    there = found > DETECTED * error
-    abundance = there[:, :3].all(axis=1)  # all but [O III], which metals cool away
-    seen_cells = np.column_stack([np.ones((n, 3), bool), stars.dispersion > RESOLVED, abundance, there])
+    # the abundance takes all four lines
+    detected, massive = (found > DETECTED * error).all(axis=1), rng.random(n) >= NO_BLACK_HOLE
+    there = np.column_stack([np.ones((n, 3), bool), massive, *[detected] * 5])
     labels = complete.copy()
     labels[:, 5:] = np.log10(np.maximum(found, 1e-6))
     physics = [stars.a_v, stars.onset, stars.tau, stars.dispersion, stars.quiescent, stars.log_u]
     values = {
         "photometry": flux,
-        "labels": np.where(seen_cells, labels, np.nan),
-        "detected": abundance.astype(float),
+        "labels": np.where(there, labels, np.nan),
+        "detected": detected.astype(float),
         "true_photometry": true,
         "true_labels": complete,
-        "true_detected": (lines[:, :3] > DETECTED * error[:, :3]).all(axis=1).astype(float),
+        "true_detected": (lines > DETECTED * error).all(axis=1).astype(float),
         "true_physics": np.column_stack(physics).astype(float),
     }
     return values, {"photometry": np.hypot(depth, ZERO_POINT_ERROR * np.nan_to_num(flux))}
