@@ -372,6 +372,22 @@ def test_galaxies(tmp_path):
         assert (tmp_path / f"{name}.png").stat().st_size > 1000
 
 
+def test_galaxies_flow(tmp_path):
+    numbers, _ = ran(tmp_path, "galaxies-flow")
+    for arm in ("photometry_mlp", "image_mlp", "image_knn", "photometry_flow", "image_photometry_flow", "blind_flow"):
+        assert np.isfinite([numbers[f"r2_{arm}_{label}"] for label in ("log_mass", "log_mbh", "oh", "log_ha")]).all()
+        assert (f"nlpd_{arm}" in numbers) == (arm != "image_knn")
+    names = ("coverage68_error_max", "tarp_pvalue", "detected_auc", "epistemic_log_mass_30", "aleatoric_oh_30")
+    assert np.isfinite([numbers[name] for name in names]).all()
+    assert numbers["detected_base_rate"] >= 0.5
+    for name in ("labels", "calibration", "joint", "relations"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 1000
+    kept = json.loads((tmp_path / "kept.json").read_text())
+    again, _ = ran(tmp_path, "galaxies-flow")  # of what was kept
+    assert len(kept["parts"]) == 6
+    assert again["nlpd_blind_flow"] == numbers["nlpd_blind_flow"]
+
+
 @pytest.mark.parametrize(
     ("size", "names"),
     [

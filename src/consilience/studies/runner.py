@@ -42,6 +42,7 @@ STUDIES = {  # name -> module with ``run``; a new study is one module, one TOML 
     "factors": "consilience.studies.factors",
     "fly": "consilience.studies.fly",
     "galaxies": "consilience.studies.galaxies",
+    "galaxies-flow": "consilience.studies.galaxies_flow",
     "hyperspectral": "consilience.studies.hyperspectral",
     "neural-sim": "consilience.studies.neural_sim",
     "rat": "consilience.studies.rat",
