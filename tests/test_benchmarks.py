@@ -3,7 +3,7 @@ import json
 import pytest
 from astropy.table import Table
 
-from benchmarks._harness import main, turns
+from benchmarks._harness import main, resumed, turns
 from consilience.studies.runner import Results
 
 
@@ -19,6 +19,16 @@ def test_a_benchmark_records_its_numbers_and_how_they_were_made(tmp_path, capsys
     assert found["meta"]["seed"] == 3
     assert "| ours | 0.5 |" in (tmp_path / "new" / "table.md").read_text()
     assert "speedup: 5.0" in capsys.readouterr().out
+
+
+def test_a_benchmark_that_can_be_stopped_keeps_what_is_done_in_its_folder(tmp_path):
+    def measure(seed, quick, out):
+        (out / "kept.json").write_text(f"{seed} {quick}")
+        return Results({"seed": seed}, {})
+
+    resumed("example", measure, ["--seed", "3", "--out", str(tmp_path)])
+    assert (tmp_path / "kept.json").read_text() == "3 False"
+    assert json.loads((tmp_path / "results.json").read_text())["seed"] == 3
 
 
 def test_a_benchmark_needs_a_folder(capsys):
