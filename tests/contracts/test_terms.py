@@ -12,7 +12,7 @@ from consilience.models.base import Batch, Global, PerObject
 from consilience.train.weights import objective
 from constructors import CONSTRUCTORS, fitted, produced
 
-KINDS = ("nll", "self", "cross", "kl", "velocity", "align", "pair", "mi", "fit", "physics")
+KINDS = ("nll", "self", "cross", "kl", "velocity", "align", "pair", "mi", "fit", "physics", "mean", "alone")
 
 
 def scaled(fit, rows):

@@ -76,8 +76,11 @@ class LabelDensity(nn.Module):
         return {"mean": 0.5 * left.square().sum(-1) + squares, "alone": -alone, "nll": -together}
 
     def log_prob(self, y: Tensor, seen: Tensor, h: Tensor, g: Tensor) -> Tensor:
-        """Joint log density of the labels that are seen, (B,), of objects that lack the others."""
-        return self._together(y, seen, self.mean(h), g)[0]
+        """Joint log density of the labels that are seen, (B,); of a single one as it is alone."""
+        mean = self.mean(h)
+        together, _ = self._together(y, seen, mean, g)
+        alone = torch.where(seen, self._alone(y - mean, g), 0.0).sum(-1)
+        return torch.where(seen.sum(-1) == 1, alone, together)
 
     def alone(self, y: Tensor, h: Tensor, g: Tensor) -> Tensor:
         """Log density of each label, (B, D), of objects that have it."""
