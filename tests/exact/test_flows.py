@@ -121,7 +121,7 @@ def linear(n, seed, missing=0.0):
 def learned():
     """A flow of blocks, from rows that lack labels at random."""
     family = cs.VAEFlow(target="y", blocks=[["c", "a"], ["b"]], hidden=32, layers=4)
-    config = cs.TrainConfig(max_steps=1200, batch_size=256, learning_rate=1e-3, validation=0.1)
+    config = cs.TrainConfig(max_steps=500, batch_size=256, learning_rate=3e-3, validation=0.1)
     return cs.fit(family, linear(6000, 0, missing=0.3), config)
 
 
@@ -133,7 +133,7 @@ def test_gaps_in_later_blocks_do_not_move_what_comes_before():
     cells = ({"name": "a"}, {"name": "b"})
     schema = Schema(modalities=(ModalitySpec(name="x"), ModalitySpec(name="y", cells=cells)))
     table = Observations.from_arrays(schema, {"x": 0.1 * rng.normal(size=4000), "y": y})
-    config = cs.TrainConfig(max_steps=600, batch_size=256, learning_rate=3e-3, validation=0.1)
+    config = cs.TrainConfig(max_steps=250, batch_size=256, learning_rate=1e-2, validation=0.1)
     means = []
     for blocks in ([["a"], ["b"]], [["a", "b"]]):
         fit = cs.fit(cs.VAEFlow(target="y", hidden=16, layers=4, blocks=blocks), table, config)
