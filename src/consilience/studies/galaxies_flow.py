@@ -262,7 +262,7 @@ def _ignorance(split: _Split, kept: Kept) -> dict[str, float]:
 
 
 def _relations(fitted: Fitted, test: Observations, draws: int, seed: int) -> plots.Figure:
-    """Mass, star formation and abundance of detected galaxies: one draw of each, and the galaxies themselves."""
+    """Mass, star formation and abundance of detected galaxies: one draw of each."""
     names = ("log_mass", "log_sfr", "oh")
     cells = list(test.schema["labels"].cell_names())
     columns = [cells.index(name) for name in names]
