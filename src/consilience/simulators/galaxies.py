@@ -23,7 +23,6 @@ References:
     259 (exposure times).
 """
 
-from dataclasses import replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -33,7 +32,7 @@ from consilience.data.schema import Cell, Grid, ModalitySpec, Schema
 from consilience.errors import RequestError
 from consilience.simulators.galaxy_images import PIXEL
 from consilience.simulators.galaxy_population import Stars, population
-from consilience.simulators.galaxy_scenes import Camera, exposed, observed, together
+from consilience.simulators.galaxy_scenes import Camera, exposed, observed, tabled, together
 from consilience.simulators.galaxy_spectra import BANDS, Light, bagpipes
 from consilience.simulators.galaxy_structure import BAND_CENTRES, Shapes, neighbours, shapes
 from consilience.typing import FloatArray, IntArray
@@ -148,13 +147,8 @@ def galaxies(
         value[rows], sigma[rows] = exposed(model, CAMERA, rng) if image_snr is None else _even(model, image_snr, rng)
     true = _truth(stars, seen, together(lights), np.bincount(beside.owner, minlength=n))
     values, errors = _measured(true, grid, rng)
-    schema = _schema(grid, pixels)
-    others = schema.select(name for name in schema.names if name != "image")
-    table = Observations.from_arrays(others, values | true, sigma=errors, ids=[f"G{row:06d}" for row in range(n)])
-    # from_arrays would copy the images to double precision four times over
     image = Modality(value, np.full(value.shape, State.MEASURED, dtype=np.int8), sigma)
-    parts = {name: table.parts.get(name, image) for name in schema.names}
-    return replace(table, schema=schema, parts=parts)
+    return tabled(_schema(grid, pixels), values | true, errors, [f"G{row:06d}" for row in range(n)], image)
 
 
 def _check(n: int, bins: int, pixels: int, components: str, image_snr: float | None, workers: int) -> None:
@@ -226,24 +220,17 @@ def _truth(stars: Stars, seen: Shapes, found: Light, count: IntArray) -> dict[st
 
 
 def _schema(grid: Grid, pixels: int) -> Schema:
-    # fluxes range over a factor of a hundred from galaxy to galaxy, hence asinh
     spectrum = ModalitySpec(name="spectrum", grid=grid, unit=FLUX, ucd="phot.flux.density;em.wl", scale="asinh")
     return Schema(
         id="galaxy",
         modalities=(
             spectrum,
-            _bands("photometry", "flux"),
-            ModalitySpec(name="image", shape=(3, pixels, pixels), unit="nmgy", ucd="phot.flux", scale="asinh"),
-            ModalitySpec(name="seeing", cells=(Cell(name="seeing", unit="arcsec", ucd="instr.obsty.seeing"),)),
+            CAMERA.photometry("photometry", "flux"),
+            *CAMERA.images(pixels),
             ModalitySpec(name="labels", cells=LABELS, axis="label"),
             spectrum.model_copy(update={"name": "true_spectrum"}),
-            _bands("true_photometry", "true_flux"),
+            CAMERA.photometry("true_photometry", "true_flux"),
             ModalitySpec(name="true_structure", cells=STRUCTURE, axis="structure"),
             ModalitySpec(name="true_physics", cells=PHYSICS, axis="physics"),
         ),
     )
-
-
-def _bands(name: str, cell: str) -> ModalitySpec:
-    cells = tuple(Cell(name=f"{cell}_{band.lower()}") for band in BANDS)
-    return ModalitySpec(name=name, cells=cells, axis="band", unit="nmgy", ucd="phot.flux", scale="asinh")

@@ -10,14 +10,15 @@ from typing import TypeVar
 import numpy as np
 from scipy.ndimage import uniform_filter
 
-from consilience.data.schema import Grid
+from consilience.data.observations import Modality, Observations
+from consilience.data.schema import Cell, Grid, ModalitySpec, Schema
 from consilience.simulators.galaxy_images import Sources, images
 from consilience.simulators.galaxy_population import Stars
 from consilience.simulators.galaxy_spectra import Light, light
 from consilience.simulators.galaxy_structure import Shapes, in_fibre, sources
 from consilience.typing import FloatArray
 
-__all__ = ["Camera", "exposed", "observed", "together"]
+__all__ = ["Camera", "exposed", "observed", "tabled", "together"]
 
 CHUNK = 16  # galaxies made at a time
 Answer = TypeVar("Answer")
@@ -42,6 +43,18 @@ class Camera:
     pixel: float
     gain: tuple[float, float, float]
     sky: tuple[float, float, float]
+
+    def photometry(self, name: str, cell: str) -> ModalitySpec:
+        """A modality of fluxes in all bands, of cells CELL_BAND."""
+        # fluxes range over a factor of a hundred from galaxy to galaxy, hence asinh
+        cells = tuple(Cell(name=f"{cell}_{band.lower()}") for band in self.bands)
+        return ModalitySpec(name=name, cells=cells, axis="band", unit="nmgy", ucd="phot.flux", scale="asinh")
+
+    def images(self, pixels: int) -> tuple[ModalitySpec, ModalitySpec]:
+        """The modalities of its images and of their seeing."""
+        image = ModalitySpec(name="image", shape=(3, pixels, pixels), unit="nmgy", ucd="phot.flux", scale="asinh")
+        cell = Cell(name="seeing", unit="arcsec", ucd="instr.obsty.seeing")
+        return image, ModalitySpec(name="seeing", cells=(cell,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +98,29 @@ def exposed(model: FloatArray, camera: Camera, rng: np.random.Generator) -> tupl
 def together(lights: Sequence[Light]) -> Light:
     """Light of all chunks."""
     return Light(*(np.concatenate([getattr(part, f.name) for part in lights]) for f in fields(Light)))
+
+
+def tabled(
+    schema: Schema,
+    values: Mapping[str, FloatArray],
+    errors: Mapping[str, FloatArray],
+    ids: Sequence[str],
+    image: Modality | None,
+) -> Observations:
+    """Observations of these values and error bars, with images as they are.
+
+    Arguments:
+        schema: Of everything, with ``image`` where there is one.
+        values: By modality, NaN where there is none; also of modalities that the schema does not have.
+        errors: Error bars of some of them.
+        ids: Of the rows.
+        image: The images; ``Observations.from_arrays`` would copy them to double precision four times over.
+    """
+    others = schema.select(name for name in schema.names if name != "image")
+    table = Observations.from_arrays(others, {name: values[name] for name in others.names}, sigma=errors, ids=ids)
+    if image is None:
+        return table
+    return replace(table, schema=schema, parts={name: table.parts.get(name, image) for name in schema.names})
 
 
 def _mapped(function: Callable[[_Scenes], Answer], scenes: list[_Scenes], workers: int) -> Iterator[Answer]:

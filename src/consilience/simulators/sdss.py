@@ -30,7 +30,7 @@ from consilience.errors import RequestError
 from consilience.simulators.galaxies import PHYSICS, STRUCTURE, structure
 from consilience.simulators.galaxy_images import EXPONENTIAL, in_aperture
 from consilience.simulators.galaxy_population import Selection, Stars, kiloparsecs_per_arcsec, population
-from consilience.simulators.galaxy_scenes import Camera, exposed, observed, together
+from consilience.simulators.galaxy_scenes import Camera, exposed, observed, tabled, together
 from consilience.simulators.galaxy_spectra import LINES, Light, bagpipes
 from consilience.simulators.galaxy_structure import Shapes, neighbours, shapes
 from consilience.typing import FloatArray
@@ -127,17 +127,12 @@ def sdss_galaxies(
     values, errors = _measured(stars, seen, light, rng)
     values["seeing"] = pictured.seeing[:, None]
     values["true_structure"] = structure(seen, count)
-    schema = _schema(pixels)
-    others = schema.select(name for name in schema.names if name != "image")
-    values = {name: values[name] for name in others.names}
-    table = Observations.from_arrays(others, values, sigma=errors, ids=[f"S{row:06d}" for row in range(n)])
-    if not pixels:
-        return table
-    # from_arrays would copy the images to double precision four times over
-    there = np.broadcast_to(rng.random((n, 1, 1, 1)) >= NO_IMAGE, size)
-    state = np.where(there, int(State.MEASURED), int(State.UNSEEN)).astype(np.int8)
-    image = Modality(np.where(there, value, 0), state, np.where(there, sigma, 0))
-    return replace(table, schema=schema, parts={name: table.parts.get(name, image) for name in schema.names})
+    image = None
+    if pixels:
+        there = np.broadcast_to(rng.random((n, 1, 1, 1)) >= NO_IMAGE, size)
+        state = np.where(there, int(State.MEASURED), int(State.UNSEEN)).astype(np.int8)
+        image = Modality(np.where(there, value, 0), state, np.where(there, sigma, 0))
+    return tabled(_schema(pixels), values, errors, [f"S{row:06d}" for row in range(n)], image)
 
 
 def _population(n: int, rng: np.random.Generator) -> tuple[Stars, Shapes]:
@@ -186,23 +181,15 @@ def _measured(
 
 
 def _schema(pixels: int | None) -> Schema:
-    def bands(name: str, cell: str) -> ModalitySpec:
-        cells = tuple(Cell(name=f"{cell}_{band}") for band in CAMERA.bands)
-        return ModalitySpec(name=name, cells=cells, axis="band", unit="nmgy", ucd="phot.flux", scale="asinh")
-
-    images = (
-        ModalitySpec(name="image", shape=(3, pixels, pixels), unit="nmgy", ucd="phot.flux", scale="asinh"),
-        ModalitySpec(name="seeing", cells=(Cell(name="seeing", unit="arcsec", ucd="instr.obsty.seeing"),)),
-    ) if pixels else ()  # fmt: skip
     log_u = Cell(name="log_u", unit="dex")
     return Schema(
         id="galaxy",
         modalities=(
-            bands("photometry", "flux"),
-            *images,
+            CAMERA.photometry("photometry", "flux"),
+            *(CAMERA.images(pixels) if pixels else ()),
             ModalitySpec(name="labels", cells=LABELS, axis="label"),
             ModalitySpec(name="detected", kind="binary", ucd="meta.code"),
-            bands("true_photometry", "true_flux"),
+            CAMERA.photometry("true_photometry", "true_flux"),
             ModalitySpec(name="true_labels", cells=_renamed(LABELS), axis="label"),
             ModalitySpec(name="true_detected", kind="binary", ucd="meta.code"),
             ModalitySpec(name="true_structure", cells=STRUCTURE, axis="structure"),
