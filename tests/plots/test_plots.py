@@ -62,6 +62,17 @@ def test_corner_contours_hold_their_mass(rng):
         plots.corner(np.full((5, 2), np.nan), ["a", "b"], ["", ""])
 
 
+def test_corner_shows_a_sample_of_the_truth_beside_the_draws(rng):
+    names, units = ["a", "b"], ["", ""]
+    figure = plots.corner(rng.normal(size=(500, 2)), names, units, 9 + rng.normal(size=(400, 2)))
+    low, high = figure.axes[0].get_xlim()
+    assert low < 0 < 9 < high
+    assert len(figure.axes[1].collections) == len(plots.corner(np.ones((5, 2)), names, units).axes[1].collections) + 1
+    for wrong in (np.ones(3), np.full((4, 2), np.nan)):
+        with pytest.raises(DataError, match="truth"):
+            plots.corner(np.ones((5, 2)), names, units, wrong)
+
+
 def test_coverage_marks_what_is_outside(rng):
     band = plots.CoverageBand(np.array([0.5, 0.9]), np.array([0.45, 0.85]), np.array([0.55, 0.95]), 0.5, 1.5, 10)
     right = plots.calibration({"x": rng.uniform(size=2000)}, {"x": band}, 0.99)

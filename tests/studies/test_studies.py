@@ -380,7 +380,7 @@ def test_galaxies_flow(tmp_path):
     names = ("coverage68_error_max", "tarp_pvalue", "detected_auc", "epistemic_log_mass_30", "aleatoric_oh_30")
     assert np.isfinite([numbers[name] for name in names]).all()
     assert numbers["detected_base_rate"] >= 0.5
-    for name in ("labels", "calibration", "joint", "relations"):
+    for name in ("labels", "calibration", "joint", "main_sequence", "metallicity"):
         assert (tmp_path / f"{name}.png").stat().st_size > 1000
     kept = json.loads((tmp_path / "kept.json").read_text())
     again, _ = ran(tmp_path, "galaxies-flow")  # of what was kept

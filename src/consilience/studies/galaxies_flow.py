@@ -39,7 +39,7 @@ __all__ = ["ARMS", "Settings", "run"]
 ARMS = ("photometry_mlp", "image_mlp", "image_knn", "photometry_flow", "image_photometry_flow", "blind_flow")
 FLOW = "image_photometry_flow"
 MISSING = ("labels", "detected")  # what is not shown
-LEVEL = 1  # of the coverages: 68 %
+LEVEL = 0.68  # at which coverages are compared
 
 
 class Settings(Frozen):
@@ -142,7 +142,7 @@ def run(config: StudyConfig, data: Path | None, *, seed: int, quick: bool, out: 
     each = calibration(fitted, test, ["labels"], given=given, n=size.draws, seed=seed)
     joint = joint_calibration(fitted, test, ["labels"], given=given, n=size.draws, seed=seed)
     numbers |= {
-        "coverage68_error_max": float(np.abs(each.coverage[:, LEVEL] - each.bands.levels[LEVEL]).max()),
+        "coverage68_error_max": float(np.abs(each.coverage[:, each.bands.levels.index(LEVEL)] - LEVEL).max()),
         "coverage_inside_band": each.inside_band,
         "tarp_pvalue": joint.pvalue,
         "tarp_inside_band": joint.inside_band,
@@ -154,7 +154,8 @@ def run(config: StudyConfig, data: Path | None, *, seed: int, quick: bool, out: 
         "labels": plots.methods({"R²": r2}, labels, FLOW, f"mean over seeds ({size.seeds})"),
         "calibration": each.figure(),
         "joint": joint.figure(),
-        "relations": _relations(fitted, test, size.draws, seed),
+        "main_sequence": _drawn_and_measured(fitted, test, ["log_mass", "log_sfr", "redshift"], seed),
+        "metallicity": _drawn_and_measured(fitted, test, ["log_mass", "oh"], seed),
     }
     tables["Coverage and scores of single labels (first seed)"] = each.table()
     tables["Joint posteriors (first seed)"] = joint.table()
@@ -261,12 +262,12 @@ def _ignorance(split: _Split, kept: Kept) -> dict[str, float]:
     return numbers
 
 
-def _relations(fitted: Fitted, test: Observations, draws: int, seed: int) -> plots.Figure:
-    """Mass, star formation and abundance of detected galaxies: one draw of each."""
-    names = ("log_mass", "log_sfr", "oh")
-    cells = list(test.schema["labels"].cell_names())
-    columns = [cells.index(name) for name in names]
-    units = [test.schema["labels"].cell_units()[column] for column in columns]
-    rows = test[np.flatnonzero(test.parts["labels"].measured[:, columns].all(axis=1))]
-    samples = fitted.sample(rows.hide(*MISSING), ["labels"], n=draws, seed=seed).values["labels"]
-    return plots.corner(samples[0][:, columns], names, units, title="one draw of each detected galaxy")
+def _drawn_and_measured(fitted: Fitted, test: Observations, names: Sequence[str], seed: int) -> plots.Figure:
+    """Labels of the galaxies that have them: one draw of each, and what was measured."""
+    spec, part = test.schema["labels"], test.parts["labels"]
+    columns = [spec.cell_names().index(name) for name in names]
+    units = [spec.cell_units()[column] for column in columns]
+    rows = np.flatnonzero(part.measured[:, columns].all(axis=1))
+    drawn = fitted.sample(test[rows].hide(*MISSING), ["labels"], n=1, seed=seed).values["labels"]
+    title = f"one draw of each of {len(rows)} galaxies"
+    return plots.corner(drawn[0][:, columns], names, units, part.value[rows][:, columns], title)
