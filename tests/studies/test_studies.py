@@ -14,8 +14,10 @@ from consilience.data.schema import validated
 from consilience.errors import DataError, RequestError, SchemaError
 from consilience.simulators.galaxies import galaxies
 from consilience.simulators.quasar_spectra import GRID
+from consilience.simulators.sdss import sdss_galaxies
 from consilience.studies import quasars_hst, runner
 from consilience.studies.fly import heading_error
+from consilience.studies.galaxies_flow import _shallower
 from consilience.studies.galaxy_discs import least_squares
 from consilience.studies.galaxy_fits import Settings, Split
 from consilience.studies.galaxy_sweeps import _rows, variations
@@ -378,13 +380,14 @@ def test_galaxies_flow(tmp_path):
         assert np.isfinite([numbers[f"r2_{arm}_{label}"] for label in ("log_mass", "log_mbh", "oh", "log_ha")]).all()
         assert (f"nlpd_{arm}" in numbers) == (arm != "image_knn")
     names = ("coverage68_error_max", "tarp_pvalue", "detected_auc", "epistemic_log_mass_30", "aleatoric_oh_30")
+    assert numbers["patterns"] == 16 >= numbers["patterns_inside_band"]
     assert np.isfinite([numbers[name] for name in names]).all()
     assert numbers["detected_base_rate"] >= 0.5
-    for name in ("labels", "calibration", "joint", "main_sequence", "metallicity"):
+    for name in ("labels", "calibration", "joint", "main_sequence", "metallicity", "ignorance"):
         assert (tmp_path / f"{name}.png").stat().st_size > 1000
     kept = json.loads((tmp_path / "kept.json").read_text())
     again, _ = ran(tmp_path, "galaxies-flow")  # of what was kept
-    assert len(kept["parts"]) == 6
+    assert len(kept["parts"]) == 6 + 16
     assert again["nlpd_blind_flow"] == numbers["nlpd_blind_flow"]
 
 
@@ -475,3 +478,13 @@ def test_a_study_that_was_stopped_goes_on(tmp_path):
     found = CliRunner().invoke(app, ["study", "factors", "--quick", "--out", str(tmp_path)])
     assert found.exit_code != 0
     assert "Remove it to begin anew" in found.output
+
+
+def test_shorter_exposures_scatter_by_their_error_bars():
+    table = sdss_galaxies(300, seed=2)
+    part, true = table.parts["photometry"], table.parts["true_photometry"].value
+    other = _shallower(table, 1.0, np.random.default_rng(0)).parts["photometry"]
+    factor = (other.sigma / part.sigma)[part.measured]
+    assert 1 <= factor.min() < 1.2 < 8 < factor.max() <= 10
+    assert ((other.value - true) / other.sigma)[part.measured].std() == pytest.approx(1, abs=0.08)
+    np.testing.assert_array_equal(other.state, part.state)

@@ -6,8 +6,10 @@ galaxy in the shape of another (``blind``), where images should gain nothing.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from astropy.table import Table
@@ -17,7 +19,7 @@ from sklearn.neighbors import KNeighborsRegressor
 from sklearn.preprocessing import StandardScaler
 
 from consilience import plots
-from consilience.analysis.calibration import calibration
+from consilience.analysis.calibration import Bands, calibration
 from consilience.analysis.joint import joint_calibration
 from consilience.analysis.uncertainty import uncertainty
 from consilience.data.observations import Observations
@@ -54,6 +56,9 @@ class Settings(Frozen):
     photometric: int = Field(ge=40)  # galaxies without images, on which ignorance is seen to fall
     sizes: tuple[int, ...]  # training rows of these
     members: int = Field(ge=2)  # of the ensembles there
+    gaps: float = Field(gt=0, lt=1)  # share of their bands without a measurement, where coverage is by pattern of them
+    shallower: float = Field(ge=0)  # dex, up to which noise is raised there, the same in all bands of a galaxy
+    scored: int = Field(ge=20)  # galaxies of each pattern
     workers: int = Field(default=1, ge=1)  # processes that simulate
 
 
@@ -87,11 +92,16 @@ class _Split:
             names = ("photometry", *MISSING)
         return both[0].select(*names), both[1].select(*names)
 
+    def on_photometry(self) -> tuple[VAEFlow, TrainConfig]:
+        """The flow without images, and how it is trained."""
+        family = self.family.model_copy(update={"images": (), "networks": {}})
+        return family, _without_images(self.config.model_copy(update={"seed": self.seed}))
+
     def _family(self, arm: str) -> AbstractFamily:
         if arm.endswith("mlp"):
             return Regression(target="labels", hidden=self.family.hidden)
         if arm == "photometry_flow":
-            return self.family.model_copy(update={"images": (), "networks": {}})
+            return self.on_photometry()[0]
         return self.family
 
     def _embedded(self, fitted: Fitted, rows: Observations) -> Observations:
@@ -148,13 +158,17 @@ def run(config: StudyConfig, data: Path | None, *, seed: int, quick: bool, out: 
         "tarp_inside_band": joint.inside_band,
         **_detections(fitted, test, first.own[1].parts["true_detected"].value.ravel() == 1),
     }
-    numbers |= _ignorance(first, kept)
+    halves = _photometric(first)
+    spreads = _ignorance(first, halves, kept)
+    gaps, tables["Coverage with missing bands and varying depth"] = _patterns(first, halves, kept)
+    numbers |= spreads | gaps
     r2 = {arm: np.array([numbers[f"r2_{arm}_{label}"] for label in labels]) for arm in ARMS}
     figures = {
         "labels": plots.methods({"R²": r2}, labels, FLOW, f"mean over seeds ({size.seeds})"),
         "calibration": each.figure(),
         "joint": joint.figure(),
         "main_sequence": _drawn_and_measured(fitted, test, ["log_mass", "log_sfr", "redshift"], seed),
+        "ignorance": _ignorance_figure(own.schema["labels"], spreads, size.sizes),
         "metallicity": _drawn_and_measured(fitted, test, ["log_mass", "oh"], seed),
     }
     tables["Coverage and scores of single labels (first seed)"] = each.table()
@@ -246,13 +260,16 @@ def _detections(fitted: Fitted, test: Observations, truth: BoolArray) -> dict[st
     }
 
 
-def _ignorance(split: _Split, kept: Kept) -> dict[str, float]:
+def _photometric(split: _Split) -> tuple[Observations, Observations]:
+    """Galaxies without images, for training and test."""
+    table = sdss_galaxies(split.size.photometric, seed=split.seed + 1_000_000, workers=split.size.workers)
+    return table.select("photometry", *MISSING).split(split.size.train, seed=split.seed)
+
+
+def _ignorance(split: _Split, halves: tuple[Observations, Observations], kept: Kept) -> dict[str, float]:
     """Aleatoric and epistemic spread of ensembles on photometry, of more and more training rows."""
-    size, numbers = split.size, {}
-    table = sdss_galaxies(size.photometric, seed=split.seed + 1_000_000, workers=size.workers)
-    train, test = table.select("photometry", *MISSING).split(size.train, seed=split.seed)
-    family = split.family.model_copy(update={"images": (), "networks": {}})
-    config = _without_images(split.config.model_copy(update={"seed": split.seed}))
+    (train, test), size, numbers = halves, split.size, {}
+    family, config = split.on_photometry()
     for rows in size.sizes:
         some = train[:rows].renumbered()
         fitted = kept.model(f"{rows} rows", lambda some=some: fit(family, some, config, members=size.members))
@@ -260,6 +277,68 @@ def _ignorance(split: _Split, kept: Kept) -> dict[str, float]:
         for kind, spread in found.spread().items():
             numbers |= {f"{kind}_{name}_{rows}": float(one) for name, one in zip(found.cells, spread, strict=True)}
     return numbers
+
+
+def _ignorance_figure(labels: ModalitySpec, spreads: Mapping[str, float], sizes: Sequence[int]) -> plots.Figure:
+    """Both spreads over the number of training rows, three labels to a panel."""
+    cells = list(zip(labels.cell_names(), labels.cell_units(), strict=True))
+    panels = []
+    for first in range(0, len(cells), 3):
+        shown = [(name, plots.with_unit(name, unit)) for name, unit in cells[first : first + 3]]
+        found = [
+            {title: np.array([spreads[f"{kind}_{name}_{rows}"] for rows in sizes]) for name, title in shown}
+            for kind in ("aleatoric", "epistemic")
+        ]
+        words = plots.Labels(x="training rows", y="root of mean variance")
+        panels.append(plots.Trend(np.array(sizes, dtype=float), found[0], found[1], words, log=True))
+    return plots.trends(panels, ("aleatoric", "epistemic"))
+
+
+def _patterns(
+    split: _Split, halves: tuple[Observations, Observations], kept: Kept
+) -> tuple[dict[str, float | int | bool | None], Table]:
+    """Coverage of the labels by pattern of missing bands, up to two of them, of one flow that saw such rows."""
+    size, rng = split.size, np.random.default_rng(split.seed)
+    train, test = (_shallower(half, size.shallower, rng) for half in halves)
+    family, config = split.on_photometry()
+    some = train.hide_cells({"photometry": rng.random(train.parts["photometry"].value.shape) < size.gaps})
+    fitted = kept.model("with gaps", lambda: fit(family, some.renumbered(), config))
+    bands, test = test.schema["photometry"].cell_names(), test[: size.scored]
+    rows, levels = list[list[Any]](), Bands().levels
+    for missing in (pattern for count in range(3) for pattern in combinations(range(len(bands)), count)):
+        hidden = np.isin(np.arange(len(bands)), missing)
+        words = ", ".join(bands[band] for band in missing) or "none"
+        given = test.hide(*MISSING).hide_cells({"photometry": np.tile(hidden, (len(test), 1))})
+
+        def scores(given: Observations = given) -> dict[str, FloatArray]:
+            found = calibration(fitted, test, ["labels"], given=given, n=size.draws, seed=split.seed)
+            contraction = found.scores["contraction"]
+            inside, pvalue = np.array(float(found.inside_band)), np.array(found.pvalue)
+            return {"coverage": found.coverage, "inside": inside, "pvalue": pvalue, "contraction": contraction}
+
+        one = kept.part(f"without {words}", scores)
+        worst = np.abs(one["coverage"] - levels).max(axis=0)
+        rows.append([words, len(test), *worst, float(one["pvalue"]), bool(one["inside"]), one["contraction"].mean()])
+    shown = [f"off at {level:.0%}" for level in levels]
+    names = ["missing", "rows", *shown, "p", "inside", "mean contraction"]
+    inside, off = names.index("inside"), names.index(shown[levels.index(LEVEL)])
+    numbers = {
+        "patterns": len(rows),
+        "patterns_inside_band": sum(row[inside] for row in rows),
+        "coverage68_error_max_patterns": max(row[off] for row in rows),
+    }
+    return numbers, Table(rows=rows, names=names)
+
+
+def _shallower(table: Observations, most: float, rng: np.random.Generator) -> Observations:
+    """The same photometry of shorter exposures, with the noise that they would have, and say to have."""
+    part = table.parts["photometry"]
+    factor = 10 ** (most * rng.random((len(table), 1)))
+    assert part.sigma is not None
+    sigma = part.sigma * factor
+    value = part.value + np.sqrt(sigma**2 - part.sigma**2) * rng.standard_normal(sigma.shape)
+    value = np.where(part.measured, value, part.value)
+    return replace(table, parts={**table.parts, "photometry": replace(part, value=value, sigma=sigma)})
 
 
 def _drawn_and_measured(fitted: Fitted, test: Observations, names: Sequence[str], seed: int) -> plots.Figure:
