@@ -38,10 +38,8 @@ FIRST = 0.1  # of their usual size are the last weights of a network at first: a
 class CouplingFlow(nn.Module):
     """A normalised density of D cells given C numbers.
 
-    Of one cell there is one layer, which sees the context alone: more affine ones would be one.
-
     Arguments:
-        cells: D.
+        cells: D, at least two: of one cell :class:`Marginals` is the flow.
         context: C.
         layers: Number of coupling layers. Every two of them keep complementary halves, drawn at random.
         hidden: Width of the networks, which have two hidden layers.
@@ -63,7 +61,7 @@ class CouplingFlow(nn.Module):
         self.each = 2 if univariate == "affine" else sum(SPLINE)
         halves = [torch.randperm(cells) < cells // 2 for _ in range((layers + 1) // 2)]
         kept = torch.stack([side for half in halves for side in (half, ~half)])[:layers]
-        self.register_buffer("kept", kept if cells > 1 else torch.zeros(1, 1, dtype=torch.bool))
+        self.register_buffer("kept", kept)
         self.networks = nn.ModuleList(
             _quiet(Perceptron(2 * cells + context, hidden, hidden, cells * self.each)) for _ in self.kept
         )
@@ -120,7 +118,7 @@ class Marginals(nn.Module):
         >>> alone = Marginals(3, 2, hidden=8)
         >>> y, c = torch.randn(5, 3), torch.randn(5, 2)
         >>> u, slope = alone(y, c)
-        >>> torch.allclose(alone.inverse(u, c), y, atol=1e-5), slope.shape
+        >>> torch.allclose(alone.inverse(u, c, torch.ones_like(y) > 0), y, atol=1e-5), slope.shape
         (True, torch.Size([5, 3]))
     """
 
@@ -135,10 +133,15 @@ class Marginals(nn.Module):
         u, further = spline.call_and_ladj(inner)  # type: ignore[misc]
         return u, slope + further
 
-    def inverse(self, u: Tensor, context: Tensor) -> Tensor:
-        """y (…, D) of u."""
+    def log_prob(self, y: Tensor, context: Tensor, seen: Tensor) -> Tensor:
+        """Sum of the log densities of the cells that are seen, (…)."""
+        u, slope = self(y, context)
+        return torch.where(seen, normal_log_prob(u) + slope, 0.0).sum(-1)
+
+    def inverse(self, u: Tensor, context: Tensor, seen: Tensor) -> Tensor:
+        """y (…, D) of u where they are seen; the other cells stay."""
         line, spline = self._transforms(context)
-        return line.inv(spline.inv(u))  # type: ignore[misc, return-value]
+        return torch.where(seen, line.inv(spline.inv(u)), u)  # type: ignore[misc, arg-type]
 
     def _transforms(self, context: Tensor) -> tuple[MonotonicAffineTransform, MonotonicRQSTransform]:
         found = self.network(context)

@@ -8,7 +8,8 @@ Of D labels y with flags e, 1 where a label is there, and of two contexts h and 
     \text{together}\quad & p(y_e \mid x) = \prod_k p\bigl(y_k - \mu_k - m_k(c_k) \bigm| c_k\bigr), \quad
     c_k = (g, \mu, y_{<k}, e_{<k})
 
-with blocks k of labels, a coupling flow for each, and a shift m_k, by least squares too. What is missing is left out of
+with blocks k of labels, a coupling flow for each (a block of one label has a monotone function, as it has alone), and a
+shift m_k, by least squares too; of D = 1 label, what it is alone is all there is. What is missing is left out of
 its density, which stays normalised, and stands at its mean, with its flag, in the contexts that follow. No block knows
 of flags in later ones: if blocks go from what all objects have to what few have, gaps that depend on the labels do not
 bias what comes before.
@@ -49,19 +50,24 @@ class LabelDensity(nn.Module):
         self, order: Sequence[Sequence[int]], size: int, *, layers: int, hidden: int, univariate: Univariate
     ) -> None:
         super().__init__()
-        self.order = [list(block) for block in order]
-        total = sum(map(len, self.order))
+        total = sum(map(len, order))
+        self.order = [list(block) for block in order] if total > 1 else []
         self.mean = Perceptron(size, hidden, total)
         self.marginals = Marginals(total, size, hidden=hidden)
         self.shifts, self.flows, known = nn.ModuleList(), nn.ModuleList(), 0
         for block in self.order:
             context = size + total + 2 * known
             self.shifts.append(Perceptron(context, hidden, len(block)))
-            self.flows.append(CouplingFlow(len(block), context, layers=layers, hidden=hidden, univariate=univariate))
+            self.flows.append(
+                CouplingFlow(len(block), context, layers=layers, hidden=hidden, univariate=univariate)
+                if len(block) > 1
+                else Marginals(1, context, hidden=hidden)
+            )
             known += len(block)
 
     def losses(self, y: Tensor, seen: Tensor, h: Tensor, g: Tensor) -> dict[str, Tensor]:
-        """What is minimised, each (B,): "mean", half the squares; "alone" and "nll", negative log densities.
+        """What is minimised, each (B,): "mean", half the squares; "alone" and "nll", negative log densities, which are
+        one for one label.
 
         Arguments:
             y: Labels (B, D), finite.
@@ -72,6 +78,8 @@ class LabelDensity(nn.Module):
         mean = self.mean(h)
         left = torch.where(seen, y - mean, 0.0)
         alone = torch.where(seen, self._alone(left.detach(), g), 0.0).sum(-1)
+        if not self.order:
+            return {"mean": 0.5 * left.square().sum(-1), "nll": -alone}
         together, squares = self._together(y, seen, mean.detach(), g.detach())
         return {"mean": 0.5 * left.square().sum(-1) + squares, "alone": -alone, "nll": -together}
 
@@ -89,8 +97,10 @@ class LabelDensity(nn.Module):
     def drawn(self, normal: Tensor, h: Tensor, g: Tensor) -> Tensor:
         """Labels (n, B, D) of standard normals of that shape, of objects that have them all."""
         h, g = h.expand(len(normal), -1, -1), g.expand(len(normal), -1, -1)
-        mean, y = self.mean(h), torch.empty_like(normal)
-        c, there = torch.cat([g, mean], -1), torch.ones_like(normal, dtype=torch.bool)
+        mean, y, there = self.mean(h), torch.empty_like(normal), torch.ones_like(normal, dtype=torch.bool)
+        if not self.order:
+            return mean + self.marginals.inverse(normal, g, there)
+        c = torch.cat([g, mean], -1)
         for columns, shift, flow in zip(self.order, self.shifts, self.flows, strict=True):
             left: Tensor = flow.inverse(normal[..., columns], c, there[..., columns])  # type: ignore[operator]
             some = mean[..., columns] + shift(c) + left

@@ -1,5 +1,6 @@
 """Data with known truth: functions (n, seed, …) -> Observations."""
 
+from consilience.simulators.deep import deep_galaxies
 from consilience.simulators.galaxies import galaxies
 from consilience.simulators.gaussian import LinearGaussian, factors, gaussian, linear_gaussian
 from consilience.simulators.hyperspectral import hyperspectral
@@ -9,6 +10,7 @@ from consilience.simulators.sdss import sdss_galaxies
 
 __all__ = [
     "LinearGaussian",
+    "deep_galaxies",
     "factors",
     "galaxies",
     "gaussian",

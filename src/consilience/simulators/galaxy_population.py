@@ -29,7 +29,7 @@ from scipy.integrate import cumulative_trapezoid
 
 from consilience.typing import BoolArray, FloatArray
 
-__all__ = ["Selection", "Stars", "kiloparsecs_per_arcsec", "population"]
+__all__ = ["Selection", "Stars", "cosmic_age", "kiloparsecs_per_arcsec", "population"]
 
 LOG_MASSES = (8.5, 12.0)
 SCHECHTER = (10.66, (3.96, -0.35), (0.79, -1.47))  # log M*, then (φ, α) of both parts
@@ -102,14 +102,18 @@ def kiloparsecs_per_arcsec(redshift: FloatArray) -> FloatArray:
     return 1e3 * np.interp(redshift, z, distance / (1 + z)) * np.pi / 648_000
 
 
+def cosmic_age(redshift: FloatArray) -> FloatArray:
+    """Age of the Universe in Gyr, shape (N,)."""
+    return 2 / 3 * HUBBLE_TIME / np.sqrt(1 - OMEGA) * np.arcsinh(np.sqrt(1 / OMEGA - 1) * (1 + redshift) ** -1.5)
+
+
 @cache
 def _cosmology() -> tuple[FloatArray, FloatArray, FloatArray]:
     """Redshifts, comoving distances in Mpc and ages of the Universe in Gyr."""
     z = np.linspace(0.0, 1.0, 1001)
     expansion = np.sqrt(OMEGA * (1 + z) ** 3 + 1 - OMEGA)
     distance = SPEED_OF_LIGHT / HUBBLE * cumulative_trapezoid(1 / expansion, z, initial=0.0)
-    age = 2 / 3 * HUBBLE_TIME / np.sqrt(1 - OMEGA) * np.arcsinh(np.sqrt(1 / OMEGA - 1) * (1 + z) ** -1.5)
-    return z, distance, age
+    return z, distance, cosmic_age(z)
 
 
 def _block(rng: np.random.Generator, selection: Selection) -> Stars:

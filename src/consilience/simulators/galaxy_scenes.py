@@ -18,9 +18,10 @@ from consilience.simulators.galaxy_spectra import Light, light
 from consilience.simulators.galaxy_structure import Shapes, in_fibre, sources
 from consilience.typing import FloatArray
 
-__all__ = ["Camera", "exposed", "observed", "tabled", "together"]
+__all__ = ["CHUNK", "Camera", "exposed", "mapped", "observed", "tabled", "together"]
 
 CHUNK = 16  # galaxies made at a time
+Part = TypeVar("Part")
 Answer = TypeVar("Answer")
 
 
@@ -81,7 +82,7 @@ def observed(
     stars, shapes, beside = galaxies
     chunks = [slice(start, min(start + CHUNK, len(stars))) for start in range(0, len(stars), CHUNK)]
     scenes = [_Scenes(stars[rows], shapes[rows], _within(beside, rows)) for rows in chunks]
-    made = _mapped(partial(_seen, camera=camera, grid=grid, pixels=pixels), scenes, workers)
+    made = mapped(partial(_seen, camera=camera, grid=grid, pixels=pixels), scenes, workers)
     for rows, (part, model) in zip(chunks, made, strict=True):
         yield rows, part, model
 
@@ -123,13 +124,14 @@ def tabled(
     return replace(table, schema=schema, parts={name: table.parts.get(name, image) for name in schema.names})
 
 
-def _mapped(function: Callable[[_Scenes], Answer], scenes: list[_Scenes], workers: int) -> Iterator[Answer]:
+def mapped(function: Callable[[Part], Answer], parts: Sequence[Part], workers: int) -> Iterator[Answer]:
+    """What the function makes of each part, in order, in several processes."""
     if workers == 1:
-        yield from map(function, scenes)
+        yield from map(function, parts)
         return
     # a fork would copy the threads' locks of whoever calls
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(function, scenes)
+        yield from pool.map(function, parts)
 
 
 def _seen(scenes: _Scenes, camera: Camera, grid: Grid | None, pixels: int | None) -> tuple[Light, FloatArray | None]:

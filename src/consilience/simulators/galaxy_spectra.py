@@ -34,7 +34,7 @@ from consilience.errors import RequestError
 from consilience.simulators.galaxy_population import Stars
 from consilience.typing import FloatArray
 
-__all__ = ["BANDS", "LINES", "Light", "bagpipes", "light"]
+__all__ = ["BANDS", "LINES", "NANOMAGGY", "Light", "bagpipes", "light"]
 
 # Half-power wavelengths in Angstrom (Flaugher et al. 2015; Wright et al. 2010). Colours depend on a band's mean and
 # width; its edges, here blurred by 2 %, matter only to strong lines that cross them.
@@ -73,19 +73,22 @@ class Light:
     age: FloatArray
 
 
-def light(stars: Stars, grid: Grid | None, bands: Mapping[str, tuple[float, float]] = BANDS) -> Light:
+def light(
+    stars: Stars, grid: Grid | None, bands: Mapping[str, tuple[float, float]] = BANDS, bluest: float = FINE[0]
+) -> Light:
     """Spectra, photometry and lines of these galaxies, N of them, in some 7 ms each.
 
     Arguments:
         stars: What they are made of.
         grid: D bins of observed wavelength within 3700 … 8500 Angstrom; None for no spectra.
-        bands: B pairs of half-power wavelengths in Angstrom, from 3200 to 55 000.
+        bands: B pairs of half-power wavelengths in Angstrom, to 55 000.
+        bluest: Rest-frame Angstrom from which light is sampled finely.
 
     Raises:
         RequestError: bagpipes is not installed.
     """
     bagpipes()
-    model = _model()
+    model = _model(bluest)
     edges, weights = _bands(tuple(bands.values()))
     step = _edges(model.wavelengths)
     photometry, lines = np.empty((len(stars), len(bands))), np.empty((len(stars), len(LINES)))
@@ -140,13 +143,15 @@ def _alone() -> Iterator[None]:
 
 
 @cache
-def _model() -> Any:  # noqa: ANN401 - bagpipes' own class
+def _model(bluest: float) -> Any:  # noqa: ANN401 - bagpipes' own class
     pipes = bagpipes()
     one = np.ones(1)
     stars = Stars(*(0.1 * one, one, 5 * one, one, 0 * one, one, one, one > 0, -3 * one))
     # sampling is fine from the first wavelength / (1 + max_redshift) to the last
-    ends = np.array([FINE[0] * (1 + pipes.config.max_redshift), FINE[1]])
-    model = pipes.model_galaxy(_components(stars, 0), spec_wavs=ends)
+    ends = np.array([bluest * (1 + pipes.config.max_redshift), FINE[1]])
+    with warnings.catch_warnings():  # some of its grids end before the ultraviolet does
+        warnings.simplefilter("ignore")
+        model = pipes.model_galaxy(_components(stars, 0), spec_wavs=ends)
     model.spec_wavs = None  # its own resampling takes longer than all the rest
     return model
 
@@ -182,7 +187,9 @@ def _blurred(flux: FloatArray, sigma: float) -> FloatArray:
 @cache
 def _bands(bands: tuple[tuple[float, float], ...]) -> tuple[FloatArray, FloatArray]:
     r"""Edges of bins and what turns means over them into :math:`\int f_λ T λ\,dλ / (c \int T\,dλ / λ)`."""
-    edges = 3500.0 * (57_000.0 / 3500.0) ** (np.arange(-110, 1401) / 1400)
+    step = math.log(57_000.0 / 3500.0) / 1400
+    first = min(-110, math.floor(math.log(0.87 * min(bands)[0] / 3500.0) / step))
+    edges = 3500.0 * (57_000.0 / 3500.0) ** (np.arange(first, 1401) / 1400)
     centre, width = np.sqrt(edges[1:] * edges[:-1]), np.diff(edges)
     weights = []
     for low, high in bands:
