@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 ASKED = "calibration, reconstruction, imputation, outliers or comparison."
-NAMED = "factors, fly, galaxies, galaxies-flow, hyperspectral, neural-sim, quasars, quasars-hst, quasars-sdss or rat."
+NAMED = (
+    "factors, fly, galaxies, galaxies-flow, hyperspectral, neural-sim, photoz, quasars, quasars-hst, quasars-sdss "
+    "or rat."
+)
 SIZES = "Another size: of quasars 1000 or 23000, of galaxies discs, frontier, grid, missing or rates."
 SIMULATORS = ("quasars", "gaussian")
 

@@ -66,8 +66,9 @@ class LabelDensity(nn.Module):
             known += len(block)
 
     def losses(self, y: Tensor, seen: Tensor, h: Tensor, g: Tensor) -> dict[str, Tensor]:
-        """What is minimised, each (B,): "mean", half the squares; "alone" and "nll", negative log densities, which are
-        one for one label.
+        """What is minimised, each (B,): "mean", half the squares; "alone" and "nll", negative log densities.
+
+        Of a single label these densities are one, "nll".
 
         Arguments:
             y: Labels (B, D), finite.

@@ -45,6 +45,7 @@ STUDIES = {  # name -> module with ``run``; a new study is one module, one TOML 
     "galaxies-flow": "consilience.studies.galaxies_flow",
     "hyperspectral": "consilience.studies.hyperspectral",
     "neural-sim": "consilience.studies.neural_sim",
+    "photoz": "consilience.studies.photoz",
     "rat": "consilience.studies.rat",
     "quasars": "consilience.studies.quasars",
     "quasars-hst": "consilience.studies.quasars_hst",
