@@ -1,5 +1,7 @@
 """Cutouts in files beside the table: what is written comes back, what is missing is unseen, a bad file is one error."""
 
+from contextlib import suppress
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -228,6 +230,24 @@ def test_a_truncated_file(tmp_path, images, keep):
     file.write_bytes(file.read_bytes()[:keep])
     with pytest.raises(DataError, match=r"007\.fits"):
         io.read(path, schema())
+
+
+def test_compressed_files(tmp_path, images):
+    path = write(tmp_path, images)
+    for name, planes in zip(NAMES, images[0], strict=True):
+        packed = fits.CompImageHDU(planes, compression_type="GZIP_2", quantize_level=0)
+        fits.HDUList([fits.PrimaryHDU(), packed]).writeto(tmp_path / "cutouts" / f"{name}.fits.fz")
+    files = schema(spec("cutouts/{name}.fits.fz"))
+    np.testing.assert_array_equal(io.read(path, files).parts["image"].value, images[0][CUT])
+    file = tmp_path / "cutouts" / "007.fits.fz"
+    content, rng = file.read_bytes(), np.random.default_rng(0)
+    for _ in range(20):
+        damaged = bytearray(content)
+        for place in rng.integers(6000, len(content), 20):
+            damaged[place] ^= 255
+        file.write_bytes(damaged)
+        with suppress(DataError):  # or numbers that nobody can tell from others
+            io.read(path, files)
 
 
 def test_a_file_that_is_no_fits_is_not_executed(tmp_path, images):
