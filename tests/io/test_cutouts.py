@@ -199,8 +199,8 @@ def test_no_file_at_all(tmp_path):
 
 BROKEN = {
     "small": (lambda v: v[:, :4], "at least 5 x 5 pixels; got 4 x 9"),
-    "bands": (lambda v: v[:2], "Expected 3 bands of 'image' from .*got 1 x 2"),
-    "flat": (lambda v: v[0], "Expected 3 bands of 'image' from .*got 1 x 1"),
+    "bands": (lambda v: v[:2], "Expected images of 3 bands in .*got 2"),
+    "flat": (lambda v: v[0], "Expected images of 3 bands in .*got 1"),
     "cubes": (lambda v: np.stack([v, v]), r"images of shape \(bands, H, W\) in .*got \(2, 3, 9, 9\)"),
     "no image": (lambda v: None, r"Expected an image in .*got \[\]"),
     "line": (lambda v: v[0, 0], r"Expected an image in .*got \[\]"),
@@ -274,6 +274,14 @@ def test_no_extension_with_error_bars(tmp_path, images):
         io.read(path, schema())
 
 
+def test_the_file_of_one_band_is_named(tmp_path, images):
+    path = table(tmp_path, names=("M31",))
+    cutout(tmp_path, "M31-g", images[0][0, 0])
+    cutout(tmp_path, "M31-r", images[0][0, 1, :4])
+    with pytest.raises(DataError, match=r"M31-r\.fits: Expected images of at least 5 x 5 pixels; got 4 x 9"):
+        io.read(path, schema(spec("cutouts/{name}-[g, r].fits", (2, 5, 5))))
+
+
 def test_bands_in_two_units(tmp_path, images):
     path = table(tmp_path, names=("M31",))
     cutout(tmp_path, "M31-g", images[0][0, 0], BUNIT="nmgy")
@@ -287,6 +295,7 @@ def test_bands_in_two_units(tmp_path, images):
     [
         ({"column": "cutouts/{name}.jpg"}, "Expected a FITS file for each row, .*jpg"),
         ({"column": "cutouts/{name}"}, "Expected a FITS file for each row"),
+        ({"column": "cutouts/{name}-[g, r].fits"}, r"as many bands as in shape \(3, 5, 5\) .*; got 2 in 'cutouts"),
         ({"shape": (3, 25)}, "at least 3 x 25 pixels"),
         ({"shape": (75,)}, r"Expected shape \(bands, height, width\) for 'image'"),
         ({"column": "cutouts/{nmae}.fits"}, "Expected a column 'nmae' .* Did you mean 'name'"),

@@ -15,6 +15,7 @@ has a file for each band, ``cutouts/{name}.fits[G, R, Z]`` an extension, and ``c
 of one extension that its header calls so (BAND0, BAND1, …, as the Legacy Surveys' cutouts do).
 """
 
+import math
 import os.path
 import re
 from collections import defaultdict
@@ -128,6 +129,12 @@ def _images(spec: ModalitySpec, table: RawTable, ids: StringArray, folder: Path)
         )
     names = [name for name in (spec.column, spec.sigma, spec.ivar, spec.mask) if name is not None]
     fields = {name: _Files.named(name) for name in names}
+    for name, files in fields.items():
+        if math.prod(spec.shape[:-2]) % len(files.pieces):
+            raise SchemaError(
+                f"Expected a list of as many bands as in shape {spec.shape} of '{spec.name}'; got {len(files.pieces)} "
+                f"in {name!r}. Mend the list or the shape."
+            )
     pieces = [piece for files in fields.values() for piece in files.pieces]
     words = _words(table, {name for piece in pieces for name in PLACEHOLDER.findall(piece.path)})
     size = (len(ids), *spec.shape)
@@ -142,8 +149,7 @@ def _images(spec: ModalitySpec, table: RawTable, ids: StringArray, folder: Path)
             continue
         columns, source = {one.id: RawColumn(np.array([key]))}, str(paths[images[0]])
         for name, files in fields.items():
-            where = f"{name!r} ({paths[files.pieces[0]]})"
-            columns[name] = _stacked(files, found, spec, every=name != names[0], where=where)
+            columns[name] = _stacked(files, found, paths, spec, every=name != names[0])
         part = _checked(RawTable(columns, 1, source), one)
         value[row], state[row] = part.value[0], part.state[0]
         if sigma is not None:
@@ -216,26 +222,29 @@ def _plane(hdus: Any, piece: _Piece, path: Path) -> RawColumn:  # noqa: ANN401 -
 
 
 def _stacked(
-    files: _Files, found: Mapping[_Piece, RawColumn], spec: ModalitySpec, *, every: bool, where: str
+    files: _Files, found: Mapping[_Piece, RawColumn], paths: Mapping[_Piece, Path], spec: ModalitySpec, *, every: bool
 ) -> RawColumn:
     """The images of one object as a column of one row, NaN where a file is missing."""
     bands, height, width = spec.shape if len(spec.shape) == 3 else (1, *spec.shape)
-    share, rest = divmod(bands, len(files.pieces))
+    shape = (bands // len(files.pieces), height, width)
     planes: list[NDArray[Any]] = []
     for piece in files.pieces:
         if piece not in found:
-            planes.append(np.full((1, share, height, width), np.nan))
+            planes.append(np.full((1, *shape), np.nan))
             continue
-        plane = pictures(found[piece].values[None], (share, height, width), where, every=every)
-        if rest or plane.shape[1] != share:
+        plane = pictures(found[piece].values[None], shape, str(paths[piece]), every=every)
+        if plane.shape[1] != shape[0]:
             raise DataError(
-                f"Expected {bands} bands of '{spec.name}' from {where}; got {len(files.pieces)} x {plane.shape[1]}. "
-                "List the bands in brackets, or change the shape."
+                f"Expected images of {shape[0]} bands in {paths[piece]} ('{spec.name}'); got {plane.shape[1]}. "
+                "List bands in brackets, or change the shape."
             )
         planes.append(plane)
     units = {found[piece].unit for piece in files.pieces if piece in found}
     if len(units) > 1:
-        raise DataError(f"Expected one unit in all bands of {where}; got {sorted(map(str, units))}. Mend BUNIT.")
+        raise DataError(
+            f"Expected one unit in all bands of {paths[files.pieces[0]]} and the files with it; got "
+            f"{sorted(map(str, units))}. Mend BUNIT."
+        )
     values = np.concatenate(planes, axis=1, dtype=np.float64).reshape(1, *spec.shape)
     if files.negated:  # NaN: nobody says that the pixel may be used
         values = (~(values > 0)).astype(np.float64)
