@@ -41,11 +41,12 @@ WRITERS = {  # suffix -> function of observations or draws and a path
 def read(path: PathOrStr | Sequence[PathOrStr], schema: "Schema | PathOrStr | None" = None) -> "Observations":
     """The observations in a file, by its suffix; or in a folder or list of SDSS ``spec-*.fits``, one row each.
 
-    A file that :func:`write` made carries its schema (CSV does not). Any other needs one.
+    A file that :func:`write` made carries its schema (CSV does not). Any other needs one, which may name files beside
+    the table as well: ``column = "cutouts/{name}.fits"`` is an image for each row (:mod:`consilience.io.cutouts`).
 
     Arguments:
-        path: Parquet, HDF5 (the Multimodal Universe), CSV, ECSV, NPZ, FITS, or NWB, whose trials are binned as the
-            schema says.
+        path: Parquet, HDF5 (the Multimodal Universe, or any arrays with a row per object), CSV, ECSV, NPZ, FITS, or
+            NWB, whose trials are binned as the schema says.
         schema: What the columns mean, or the path of a TOML or JSON file that says so.
 
     Raises:
@@ -81,7 +82,8 @@ def read(path: PathOrStr | Sequence[PathOrStr], schema: "Schema | PathOrStr | No
             f"Expected a schema for {table.source}, which carries none; it has the columns {list(table.columns)}. "
             "Give `schema`, a TOML file that says what they mean."
         )
-    return observations_of(framed(table, meaning), meaning)
+    first = Path(path[0] if isinstance(path, Sequence) and not isinstance(path, str) else path)
+    return observations_of(framed(table, meaning), meaning, first if first.is_dir() else first.parent)
 
 
 def write(content: "Observations | Samples", path: PathOrStr) -> None:

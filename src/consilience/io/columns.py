@@ -15,7 +15,7 @@ from consilience.io.raw import RawTable
 from consilience.io.resampling import require_ascending, resample
 from consilience.typing import BoolArray, FloatArray, IntArray, StringArray
 
-__all__ = ["to_observations"]
+__all__ = ["parts_of", "to_observations"]
 
 
 def to_observations(table: RawTable, schema: Schema, *, redshift: str | None = None) -> Observations:
@@ -54,6 +54,17 @@ def to_observations(table: RawTable, schema: Schema, *, redshift: str | None = N
     size = reader.size
     group = None if schema.group is None else canonical_ids(table.column(schema.group).values, unique=False)
     return Observations(schema, parts, reader.ids, np.arange(size), size, group)
+
+
+def parts_of(table: RawTable, schema: Schema) -> dict[str, Modality]:
+    """The modalities of :func:`to_observations`, even where every cell of one is unseen.
+
+    Raises:
+        DataError: as there.
+        SchemaError: a unit that does not convert.
+    """
+    reader = _Reader(table, schema, None)
+    return {spec.name: reader.part(spec) for spec in schema.modalities}
 
 
 class _Reader:
@@ -246,6 +257,8 @@ class _Reader:
         return values, lengths
 
     def _rows(self, schema: Schema) -> int:
+        if not schema.modalities:  # all of them lie in files beside the table
+            return self.table.rows
         spec = schema.modalities[0]
         cell = spec.cells[0] if spec.cells and spec.column is None else None
         name = spec.column or spec.name if cell is None else cell.column or cell.name

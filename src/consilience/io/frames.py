@@ -14,7 +14,7 @@ from consilience.data.schema import ModalitySpec, Schema
 from consilience.errors import DataError, SchemaError
 from consilience.io.raw import RawColumn, RawTable, from_rows
 
-__all__ = ["framed"]
+__all__ = ["framed", "pictures"]
 
 SELECTOR = re.compile(r"(not )?([^\[\]]+)(?:\[([^\[\]]*)\])?")
 
@@ -23,9 +23,9 @@ def framed(table: RawTable, schema: Schema) -> RawTable:
     """The table, with what the schema calls ``NAME.FIELD[G, R, Z]`` or ``not NAME.FIELD`` as columns of their own.
 
     A column NAME.FIELD with bands (a text column NAME.band beside it, shape (N, B)) gives the bands in brackets, in
-    their order, whatever the file's; without brackets, all of them if every row has the same. Images (N, B, H, W) are
-    cut to the middle of the schema's size (:func:`consilience.data.images.central`); one (N, H, W), such as a mask,
-    serves all bands. ``not`` is for masks that are true where a cell may be used. A row without bands is unseen.
+    their order, whatever the file's; without brackets, all of them if every row has the same. ``not`` is for masks
+    that are true where a cell may be used. A row without bands is unseen. Images of a modality with three axes are cut
+    to the middle of the schema's size, with or without bands of that kind (:func:`pictures`).
 
     Raises:
         DataError: a row without such a band, other bands than in the first row, or smaller images; names the row.
@@ -41,20 +41,49 @@ def framed(table: RawTable, schema: Schema) -> RawTable:
     found: dict[str, RawColumn] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     for spec in schema.modalities if table.rows else ():
-        for name in filter(None, (spec.column or spec.name, spec.sigma, spec.ivar, spec.mask)):
+        value = spec.column or spec.name
+        for name in filter(None, (value, spec.sigma, spec.ivar, spec.mask)):
             if shapes.setdefault(name, spec.shape) != spec.shape and name in found:
                 raise SchemaError(
                     f"Expected column {name!r} in one size; got {shapes[name]} and {spec.shape}. "
                     "Read the file once for each size and join."
                 )
-            column = _selected(table, name, spec)
+            column = _selected(table, name, spec, every=name != value)
             if column is not None:
                 found[name] = column
     columns: Mapping[str, RawColumn] = ChainMap(found, table.columns)  # type: ignore[arg-type] - it is only read
     return replace(table, columns=columns) if found else table
 
 
-def _selected(table: RawTable, name: str, spec: ModalitySpec) -> RawColumn | None:
+def pictures(images: NDArray[Any], shape: Sequence[int], where: str, *, every: bool) -> NDArray[Any]:
+    """The middle of images in a schema's layout, a view: shape (N, bands, height, width) for ``shape`` without N.
+
+    Arguments:
+        images: Shape (N, bands, H, W); (N, H, W, bands) where only the last axis has as many; or (N, H, W).
+        shape: Bands, height and width that a schema asks for.
+        where: The column and its file, for the message.
+        every: (N, H, W) serves all bands, as masks and error bars may; else it is one band.
+
+    Raises:
+        DataError: images that are smaller.
+
+    Example:
+        >>> pictures(np.zeros((2, 69, 69, 3), np.uint8), (3, 64, 64), "images", every=False).shape
+        (2, 3, 64, 64)
+    """
+    bands, height, width = shape
+    if images.ndim == 3:
+        images = images[:, None]
+    elif images.shape[1] != bands and images.shape[3] == bands:
+        images = np.moveaxis(images, 3, 1)
+    try:
+        found = central(images, height, width)
+    except DataError as error:
+        raise DataError(f"{where}: {error} Declare a smaller shape.") from error
+    return np.broadcast_to(found, (len(found), bands, height, width)) if every and found.shape[1] == 1 else found
+
+
+def _selected(table: RawTable, name: str, spec: ModalitySpec, *, every: bool) -> RawColumn | None:
     """The column that a selector means; None where it is none, or where the column is not there."""
     match = SELECTOR.fullmatch(name)
     if match is None:
@@ -62,18 +91,22 @@ def _selected(table: RawTable, name: str, spec: ModalitySpec) -> RawColumn | Non
     negated, base, listed = match.groups()
     beside = f"{base.rpartition('.')[0]}.band"
     banded = beside in table.columns and beside != base
-    if base not in table.columns or (name == base and not banded):
+    imaged = len(spec.shape) == 3
+    if base not in table.columns or (name == base and not banded and not imaged):
         return None
     if listed is not None and not banded:
         raise SchemaError(
             f"Expected a column {beside!r} for {name!r}; got none in {table.source}. Leave out the brackets."
         )
     column = table.columns[base]
-    values = column.values
+    values, where = column.values, f"column {base!r} of {table.source}"
     if banded:
         wanted = None if listed is None else [band.strip() for band in listed.split(",")]
-        where = f"column {base!r} of {table.source}"
         values = _in_bands(values, table.columns[beside].values, wanted, spec, where)
+    elif imaged and values.ndim in (3, 4):
+        values = pictures(values, spec.shape, where, every=every)
+        if name == base and values.shape == column.values.shape:
+            return None
     if negated:  # NaN: nobody says that the cell may be used
         values = from_rows(~(row > 0) for row in values) if column.ragged else ~(values > 0)
     return replace(column, values=values)
@@ -88,10 +121,7 @@ def _in_bands(
     if bands.ndim != 2 or values.shape[:2] != bands.shape:
         raise DataError(f"Expected bands of shape {values.shape[:2]} for {where}; got {bands.shape}. Mend the file.")
     if values.ndim == 4 and len(spec.shape) == 3:
-        try:
-            values = central(values, *spec.shape[1:])
-        except DataError as error:
-            raise DataError(f"{where}: {error} Declare a smaller shape for '{spec.name}'.") from error
+        values = pictures(values, (values.shape[1], *spec.shape[1:]), where, every=False)
     there = (bands != "").any(axis=1)
     if not there.any():
         raise DataError(f"Expected bands for {where}; got none in any row. Mend the file.")

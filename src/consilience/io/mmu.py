@@ -85,7 +85,8 @@ def read_parquet(path: PathOrStr) -> RawTable:
 def read_hdf5(path: PathOrStr) -> RawTable:
     """The arrays of an HDF5 file as columns, ``spectrum_flux`` as ``spectrum.flux``; read when asked for.
 
-    Groups, single numbers and records are left out.
+    Arrays of other names keep theirs, so a stack of images from anywhere is ``column = "images"``. Groups, single
+    numbers and records are left out.
 
     Raises:
         DataError: the file is not HDF5, is damaged or holds no arrays, or h5py is not installed.

@@ -7,7 +7,7 @@ import numpy as np
 from consilience.data.observations import Modality, Observations, State, canonical_ids, modality
 from consilience.data.schema import Cell, ModalitySpec, Schema
 from consilience.errors import DataError
-from consilience.io.raw import RawColumn, RawTable
+from consilience.io.raw import PLACEHOLDER, RawColumn, RawTable
 from consilience.typing import FloatArray, IntArray
 
 __all__ = ["declared_columns", "from_columns", "is_native", "to_columns"]
@@ -111,6 +111,7 @@ def declared_columns(obs: Observations, source: str) -> RawTable:
 
 
 def _declared(spec: ModalitySpec, part: Modality) -> Iterator[tuple[str, FloatArray]]:
+    spec = _inside(spec)
     limited = np.asarray(part.state) > State.MEASURED
     if not spec.cells or spec.column is not None:
         if limited.any():
@@ -212,12 +213,13 @@ def _names(schema: Schema) -> dict[tuple[str, str], str]:
 
     claim(("", "id"), schema.id)
     claim(("", "group"), schema.group or "group")
-    for spec in schema.modalities:
+    specs = [_inside(spec) for spec in schema.modalities]
+    for spec in specs:
         owners = spec.cells or (Cell(name=spec.name, column=spec.column, sigma=spec.sigma),)
         for cell, (base, _, _) in zip(owners, _bases(spec), strict=True):
             own = cell.column or cell.name
             claim((base, "value"), own, f"{spec.name}_{own}")
-    for spec in schema.modalities:
+    for spec in specs:
         owners = spec.cells or (Cell(name=spec.name, column=spec.column, sigma=spec.sigma),)
         for cell, (base, _, _) in zip(owners, _bases(spec), strict=True):
             own = names[base, "value"]
@@ -228,6 +230,14 @@ def _names(schema: Schema) -> dict[tuple[str, str], str]:
     claim(("", "domain"), "domain")
     claim(("", "pair"), "pair")
     return names
+
+
+def _inside(spec: ModalitySpec) -> ModalitySpec:
+    """The modality as a column of a table, without the names of files that it was read from."""
+    files = {
+        field: None for field in ("column", "sigma", "ivar", "mask") if PLACEHOLDER.search(getattr(spec, field) or "")
+    }
+    return spec.model_copy(update=files)
 
 
 def _spellings(wanted: tuple[str, ...]) -> Iterator[str]:

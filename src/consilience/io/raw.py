@@ -1,6 +1,7 @@
 """What a file holds before a schema gives it meaning: named columns with units."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from consilience.data.schema import Schema, nearest, validated
 from consilience.errors import DataError
 
 __all__ = [
+    "PLACEHOLDER",
     "SCHEMA_KEY",
     "ColumnSummary",
     "FileSummary",
@@ -26,6 +28,7 @@ __all__ = [
 ]
 
 SCHEMA_KEY = "consilience.schema"
+PLACEHOLDER = re.compile(r"\{([^{}]+)\}")  # a column whose text stands in the name of a file
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from astropy.io import fits
+from astropy.io.fits.hdu.compressed._compression import CfitsioException  # public nowhere
 from astropy.io.fits.verify import VerifyError
 from astropy.utils.exceptions import AstropyWarning
 
@@ -25,7 +26,7 @@ SDSS_IVAR = "1e34 Angstrom2 s2 cm4 / erg2"
 FLUX_COLUMNS = ("flux", "ivar", "loglam")
 DAMAGE = (
     *(OSError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError),
-    *(VerifyError, AstropyWarning, zlib.error),
+    *(VerifyError, AstropyWarning, CfitsioException, zlib.error),
 )
 
 

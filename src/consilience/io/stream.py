@@ -143,7 +143,7 @@ class ParquetRows:
         meaning = self._asked or raw.schema
         if meaning is None:
             raise SchemaError(f"Expected a schema for {self.path}, which carries none. Give `schema`.")
-        return observations_of(raw, meaning)
+        return observations_of(raw, meaning, self.path.parent)
 
 
 def _bytes(obs: Observations) -> int:
