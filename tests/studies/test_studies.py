@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,11 @@ from typer.testing import CliRunner
 from consilience.cli import app
 from consilience.data.schema import validated
 from consilience.errors import DataError, RequestError, SchemaError
+from consilience.simulators.deep import deep_galaxies
 from consilience.simulators.galaxies import galaxies
 from consilience.simulators.quasar_spectra import GRID
 from consilience.simulators.sdss import sdss_galaxies
-from consilience.studies import quasars_hst, runner
+from consilience.studies import photoz, quasars_hst, runner
 from consilience.studies.fly import heading_error
 from consilience.studies.galaxies_flow import _shallower
 from consilience.studies.galaxy_discs import least_squares
@@ -488,3 +490,44 @@ def test_shorter_exposures_scatter_by_their_error_bars():
     assert 1 <= factor.min() < 1.2 < 8 < factor.max() <= 10
     assert ((other.value - true) / other.sigma)[part.measured].std() == pytest.approx(1, abs=0.08)
     np.testing.assert_array_equal(other.state, part.state)
+
+
+def test_photoz(tmp_path):
+    """On a file in the catalogue's layout, with redshifts of half of its galaxies and one flux missing."""
+    made = deep_galaxies(24, seed=9)
+    part, z = made.parts["photometry"], np.expm1(made.parts["labels"].value[:, 0])
+    columns = {"id": np.arange(24), "z_spec": np.where(np.arange(24) % 2, z, np.nan)}
+    for at, name in enumerate(photoz.COLUMNS):
+        columns |= {f"f_{name}": part.value[:, at].copy(), f"e_{name}": part.sigma[:, at]}
+    columns["f_irimk"][3] = np.nan
+    Table(columns).write(tmp_path / "hdfn.parquet")
+    numbers, text = ran(tmp_path, "photoz", "--data", str(tmp_path))
+    assert numbers["galaxies"] == 12
+    names = ("nmad", "outlier_fraction", "coverage68", "nmad_templates_simulated", "crps_minus_templates_near_high95")
+    assert np.isfinite([numbers[name] for name in names]).all()
+    assert "simultaneous 99 % band" in text
+    assert (tmp_path / "redshifts.png").stat().st_size > 1000
+    with pytest.raises(RequestError, match="--data"):
+        photoz.field(None, made.schema)
+    with pytest.raises(DataError, match=r"hdfn\.parquet"):
+        photoz.field(tmp_path / "nowhere", made.schema)
+
+
+def test_the_best_template_is_the_galaxy_itself():
+    made = deep_galaxies(30, seed=4)
+    library = made.parts["true_photometry"].value, made.parts["labels"].value[:, 0]
+    bright = made[np.flatnonzero(library[0][:, 3] > 5)]
+    # the same light, three times as bright
+    part = bright.parts["photometry"]
+    value = 3 * bright.parts["true_photometry"].value
+    other = replace(bright, parts={**bright.parts, "photometry": replace(part, value=value, sigma=0.01 * value)})
+    draws = photoz.templates(other, library, None, 50, 0)
+    np.testing.assert_allclose(np.median(draws, axis=0), bright.parts["labels"].value[:, 0], rtol=1e-12)
+
+
+def test_the_deep_field_is_read():
+    table = photoz.field(real("galaxy_photoz_hdfn"), deep_galaxies(1, seed=0).schema)
+    part = table.parts["photometry"]
+    assert len(table) == 114 and part.measured.all()
+    assert (part.value < 0).any() and (part.sigma >= 0.05 * np.abs(part.value)).all()
+    assert np.expm1(table.parts["labels"].value).max() == pytest.approx(5.6)
