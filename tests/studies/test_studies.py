@@ -385,7 +385,8 @@ def test_galaxies_flow(tmp_path):
     assert numbers["patterns"] == 16 >= numbers["patterns_inside_band"]
     assert np.isfinite([numbers[name] for name in names]).all()
     assert numbers["detected_base_rate"] >= 0.5
-    for name in ("labels", "calibration", "joint", "main_sequence", "metallicity", "ignorance"):
+    figures = "labels calibration joint main_sequence metallicity ignorance traversals map_image map_both"
+    for name in figures.split():
         assert (tmp_path / f"{name}.png").stat().st_size > 1000
     kept = json.loads((tmp_path / "kept.json").read_text())
     again, _ = ran(tmp_path, "galaxies-flow")  # of what was kept

@@ -12,6 +12,7 @@ from consilience.analysis.joint import JointCalibration, joint_calibration
 from consilience.analysis.outliers import Outliers, outliers
 from consilience.analysis.probes import Probes, probes
 from consilience.analysis.reconstruction import Reconstruction, reconstruction
+from consilience.analysis.traversals import Traversals, traversals
 from consilience.analysis.uncertainty import Uncertainty, uncertainty
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Probes",
     "Reconstruction",
     "RidgePCA",
+    "Traversals",
     "Uncertainty",
     "block_information",
     "calibration",
@@ -42,5 +44,6 @@ __all__ = [
     "outliers",
     "probes",
     "reconstruction",
+    "traversals",
     "uncertainty",
 ]

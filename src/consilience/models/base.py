@@ -26,6 +26,7 @@ __all__ = [
     "Density",
     "Global",
     "Group",
+    "HasDecoders",
     "HasDensity",
     "HasDiscs",
     "HasLatent",
@@ -134,6 +135,15 @@ class HasLatent(Protocol):
 
     def latent(self, method: str = "default") -> Mapping[str, LatentPosterior]:
         """The posterior of each block."""
+        ...
+
+
+@runtime_checkable
+class HasDecoders(Protocol):
+    """A conditional whose latent blocks can be set."""
+
+    def at(self, latents: Mapping[str, Tensor]) -> Conditional:
+        """p(x | z), with these blocks (B, *block) instead of their posteriors, and the others at their means."""
         ...
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from consilience.blocks.likelihood_base import AbstractLikelihood
 from consilience.blocks.noise import Noise
+from consilience.blocks.posteriors import DiagonalLatent
 from consilience.data.observations import Modality, Observations
 from consilience.models.base import Density, LatentPosterior, known_method
 
@@ -80,6 +81,14 @@ class LatentConditional:
         """Marginal posterior of each block."""
         posterior = self.by(method)
         return {block: posterior.block(columns) for block, columns in self.columns.items()}
+
+    def at(self, latents: Mapping[str, Tensor]) -> "LatentConditional":
+        """p(x | z), with these blocks (B, Q_b) instead of their posteriors, and the others at their means."""
+        z = self.posterior.mean.clone()
+        for block, value in latents.items():
+            z[:, self.columns[block]] = value
+        point = DiagonalLatent(z, torch.zeros_like(z))
+        return replace(self, encoded=None, infer=lambda: point)
 
     @torch.no_grad()
     def sample(self, targets: tuple[str, ...], noise: Noise, n: int, method: str = "default") -> dict[str, Tensor]:

@@ -40,12 +40,14 @@ from consilience.blocks.noise import Noise
 from consilience.data.masking import HidePatterns, Policy
 from consilience.data.observations import Modality, Observations, State
 from consilience.data.schema import ModalitySpec, Schema
-from consilience.errors import SchemaError
+from consilience.errors import RequestError, SchemaError
 from consilience.models.base import (
     AbstractFamily,
     AbstractModel,
+    Conditional,
     Density,
     Group,
+    HasDecoders,
     LatentPosterior,
     PerObject,
     Phase,
@@ -259,6 +261,12 @@ class _Module(AbstractModel):
             found[name] = alone.latent()["shared"]  # type: ignore[attr-defined]
         return found
 
+    def pictured(self, context: Observations, name: str, latents: Mapping[str, Tensor]) -> Conditional:
+        """The conditional of an image whose latents are set, where they are among these."""
+        alone = self._autoencoder(name).condition(context.select(name))
+        assert isinstance(alone, HasDecoders)
+        return alone.at({"shared": latents[name]} if name in latents else {})
+
     def _digest(self, context: Observations, name: str) -> Tensor:
         """Means and standard deviations of the latents of one image, (B, 2Q)."""
         experts, seen = cast(_Reads, self._autoencoder(name)).experts(context.select(name))
@@ -353,6 +361,10 @@ class _JointPosterior:
         known_method(method)
         return self.model.latents(self.context)
 
+    def at(self, latents: Mapping[str, Tensor]) -> "_Pictures":
+        """Images p(x | z) with these latents; the others at their posterior means."""
+        return _Pictures({name: self.model.pictured(self.context, name, latents) for name in self.model.config.images})
+
     def _of_detection(self) -> Tensor:
         _, g = self.model.features(self.context)
         return self.model.head(g)
@@ -360,3 +372,20 @@ class _JointPosterior:
     def _detections(self, cells: Modality) -> Tensor:
         f = self._of_detection()
         return self.model.likelihood.log_predictive(cells, f, torch.zeros_like(f))
+
+
+@dataclass(frozen=True)
+class _Pictures:
+    """Images of a batch, by their autoencoders."""
+
+    parts: Mapping[str, Conditional]
+
+    def sample(self, targets: tuple[str, ...], noise: Noise, n: int, method: str = "default") -> dict[str, Tensor]:
+        """Draws (n, B, D).
+
+        Raises:
+            RequestError: a target that is no image.
+        """
+        if other := sorted({*targets} - {*self.parts}):
+            raise RequestError(f"Expected images among {sorted(self.parts)}; got {other[0]!r}. Sample it from images.")
+        return {name: self.parts[name].sample((name,), noise, n, method)[name] for name in targets}

@@ -2,8 +2,8 @@
 
 from consilience.plots.checks import CoverageBand, calibration, joint_coverage, predicted_vs_true
 from consilience.plots.corner import corner
-from consilience.plots.curves import Profile, Trend, history, methods, profiles, trends
-from consilience.plots.images import compared_images
+from consilience.plots.curves import Profile, Trend, curve_families, history, methods, profiles, trends
+from consilience.plots.images import compared_images, image_grid
 from consilience.plots.maps import latent_map, outlier_map
 from consilience.plots.spectrum import spectrum
 from consilience.plots.style import Figure, Labels, png, svg, with_unit
@@ -19,7 +19,9 @@ __all__ = [
     "calibration",
     "compared_images",
     "corner",
+    "curve_families",
     "history",
+    "image_grid",
     "joint_coverage",
     "latent_map",
     "methods",

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
@@ -12,7 +13,7 @@ from consilience.errors import DataError
 from consilience.plots.style import BLUE, COLOURS, INK, MUTED, Labels, style, with_unit
 from consilience.typing import FloatArray
 
-__all__ = ["Profile", "Trend", "history", "methods", "profiles", "trends"]
+__all__ = ["Profile", "Trend", "curve_families", "history", "methods", "profiles", "trends"]
 
 
 def history(rows: Sequence[Mapping[str, float]]) -> Figure:
@@ -214,3 +215,35 @@ def _curve(axes: Axes, rows: Sequence[Mapping[str, float]], key: str, colour: st
             bottom, top = axes.get_ylim() if axes.get_label() == "scaled" else (np.inf, -np.inf)
             axes.set_ylim(min(bottom, low - pad), max(top, high + pad))
             axes.set_label("scaled")
+
+
+def curve_families(
+    lines: FloatArray, x: FloatArray, panels: Sequence[str], names: Sequence[str], labels: Labels
+) -> Figure:
+    """Curves of ordered settings, one panel per family: from the first colour of a scale to its last.
+
+    Arguments:
+        lines: Shape (R, K, D).
+        x: Shape (D,).
+        panels: R titles.
+        names: K names of the settings.
+        labels: Of the axes and the figure.
+
+    Example:
+        >>> len(curve_families(np.zeros((2, 3, 4)), np.arange(4.0), ["a", "b"], ["-", "0", "+"], Labels("x")).axes)
+        2
+    """
+    with style():
+        figure = Figure(figsize=(7.2, 0.8 + 1.5 * len(panels)), layout="constrained")
+        figure.suptitle(labels.title.replace("$", r"\$"), fontsize=10)
+        colours = colormaps["coolwarm"](np.linspace(0, 1, len(names)))
+        axes = figure.subplots(len(panels), 1, squeeze=False, sharex=True)[:, 0]
+        for axis, family, panel in zip(axes, lines, panels, strict=True):
+            for curve, colour, name in zip(family, colours, names, strict=True):
+                axis.plot(x, curve, color=colour, lw=1.0, marker="o" if len(x) <= 24 else "", ms=3, label=name)
+            axis.set_title(panel.replace("$", r"\$"), fontsize=9)
+            axis.set_ylabel(with_unit(labels.y, labels.y_unit), fontsize=8)
+            axis.margins(x=0.02)
+        axes[-1].set_xlabel(with_unit(labels.x, labels.x_unit))
+        axes[0].legend(loc="best", fontsize=6, ncols=2)
+    return figure

@@ -1,4 +1,4 @@
-"""A fitted model and its verbs: sample, summarise, impute, latent, log_prob, generate, save."""
+"""A fitted model and its verbs: sample, summarise, impute, latent, decode, log_prob, generate, save."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ from consilience.data.samples import Latent, Predictive, Samples
 from consilience.data.scaling import Scaler
 from consilience.data.schema import Schema, nearest
 from consilience.errors import CapabilityError, MemoryLimitError, RequestError
-from consilience.models.base import AbstractFamily, AbstractModel, Conditional, HasDensity, HasLatent
+from consilience.models.base import AbstractFamily, AbstractModel, Conditional, HasDecoders, HasDensity, HasLatent
 from consilience.predict.storage import read_model, write_model
 from consilience.predict.tiles import Tile, conform, seen, tiles
 from consilience.train.config import TrainConfig
@@ -168,6 +168,54 @@ class Fitted:
             {block: np.concatenate(parts) for block, parts in std.items()},
             obs.ids,
         )
+
+    def decode(
+        self,
+        obs: Observations,
+        latents: Mapping[str, FloatArray],
+        targets: Sequence[str],
+        *,
+        n: int = 1,
+        seed: int = 0,
+    ) -> Samples:
+        """Draws of the targets where latent blocks are set (of the first member), (n, N, *event), physical units.
+
+        Arguments:
+            obs: N rows; blocks that are not set are at their posterior means given what these show.
+            latents: Values of blocks by name, each (N, *block).
+            targets: Modalities to draw.
+            n: Draws per row.
+            seed: Of what the latents do not fix; the same for every row, so that rows differ by their latents alone.
+
+        Raises:
+            CapabilityError: a model without latents, or one whose latents cannot be set.
+            RequestError: an unknown block or target, or values of another shape.
+        """
+        self._needs("latent")
+        model, names = self.members[0], _names(targets)
+        for block, value in latents.items():
+            expected = (len(obs), *model.blocks[block].shape) if block in model.blocks else None
+            if np.shape(value) != expected:
+                raise RequestError(
+                    f"Expected latents among {list(model.blocks)}, shape {expected}; got {block!r}, {np.shape(value)}."
+                )
+        found = {name: np.empty((n, len(obs), *self.schema[name].shape)) for name in names}
+        some = next(model.parameters())
+        for tile in tiles(conform(obs.detached(), self.schema)):
+            conditional = self._condition(model, tile.obs)
+            if not isinstance(conditional, HasDecoders):
+                raise CapabilityError("Expected a model whose latents can be set; got one whose latents are in time.")
+            fixed = {}
+            for block, value in latents.items():
+                padded = np.zeros((len(tile.obs), *np.shape(value)[1:]))
+                padded[: tile.rows] = value[tile.place]
+                fixed[block] = torch.as_tensor(padded, dtype=some.dtype, device=some.device)
+            noise = Noise(seed, np.full(len(tile.obs), "decoded"), dtype=some.dtype, device=some.device)
+            drawn = conditional.at(fixed).sample(names, noise, n)
+            for name in names:
+                draws = drawn[name].double().cpu().numpy().reshape(n, len(tile.obs), *self.schema[name].shape)
+                found[name][:, tile.place] = self.scaler.inverse(name, draws)[:, : tile.rows]
+        return Samples(self.schema.select(names), found, obs.ids, np.zeros(n, dtype=np.int64))
 
     def log_prob(
         self, obs: Observations, targets: Sequence[str], *, given: Observations | None = None, method: str = "default"

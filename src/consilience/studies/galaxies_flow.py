@@ -21,6 +21,7 @@ from sklearn.preprocessing import StandardScaler
 from consilience import plots
 from consilience.analysis.calibration import Bands, calibration
 from consilience.analysis.joint import joint_calibration
+from consilience.analysis.traversals import traversals
 from consilience.analysis.uncertainty import uncertainty
 from consilience.data.observations import Observations
 from consilience.data.schema import Frozen, ModalitySpec, Schema, validated
@@ -30,6 +31,7 @@ from consilience.models.regression import Regression
 from consilience.models.vae_flow import VAEFlow
 from consilience.predict.fitted import Fitted
 from consilience.simulators.sdss import sdss_galaxies
+from consilience.studies.galaxy_flow_figures import drawn_and_measured, ignorance, maps
 from consilience.studies.kept import Kept
 from consilience.studies.runner import Results, StudyConfig
 from consilience.train.config import TrainConfig
@@ -167,9 +169,11 @@ def run(config: StudyConfig, data: Path | None, *, seed: int, quick: bool, out: 
         "labels": plots.methods({"R²": r2}, labels, FLOW, f"mean over seeds ({size.seeds})"),
         "calibration": each.figure(),
         "joint": joint.figure(),
-        "main_sequence": _drawn_and_measured(fitted, test, ["log_mass", "log_sfr", "redshift"], seed),
-        "ignorance": _ignorance_figure(own.schema["labels"], spreads, size.sizes),
-        "metallicity": _drawn_and_measured(fitted, test, ["log_mass", "oh"], seed),
+        "main_sequence": drawn_and_measured(fitted, test, ["log_mass", "log_sfr", "redshift"], seed),
+        "ignorance": ignorance(own.schema["labels"], spreads, size.sizes),
+        "metallicity": drawn_and_measured(fitted, test, ["log_mass", "oh"], seed),
+        "traversals": traversals(fitted, given, "image", "image").figure(),
+        **maps(fitted, test, seed),
     }
     tables["Coverage and scores of single labels (first seed)"] = each.table()
     tables["Joint posteriors (first seed)"] = joint.table()
@@ -279,21 +283,6 @@ def _ignorance(split: _Split, halves: tuple[Observations, Observations], kept: K
     return numbers
 
 
-def _ignorance_figure(labels: ModalitySpec, spreads: Mapping[str, float], sizes: Sequence[int]) -> plots.Figure:
-    """Both spreads over the number of training rows, three labels to a panel."""
-    cells = list(zip(labels.cell_names(), labels.cell_units(), strict=True))
-    panels = []
-    for first in range(0, len(cells), 3):
-        shown = [(name, plots.with_unit(name, unit)) for name, unit in cells[first : first + 3]]
-        found = [
-            {title: np.array([spreads[f"{kind}_{name}_{rows}"] for rows in sizes]) for name, title in shown}
-            for kind in ("aleatoric", "epistemic")
-        ]
-        words = plots.Labels(x="training rows", y="root of mean variance")
-        panels.append(plots.Trend(np.array(sizes, dtype=float), found[0], found[1], words, log=True))
-    return plots.trends(panels, ("aleatoric", "epistemic"))
-
-
 def _patterns(
     split: _Split, halves: tuple[Observations, Observations], kept: Kept
 ) -> tuple[dict[str, float | int | bool | None], Table]:
@@ -339,14 +328,3 @@ def _shallower(table: Observations, most: float, rng: np.random.Generator) -> Ob
     value = part.value + np.sqrt(sigma**2 - part.sigma**2) * rng.standard_normal(sigma.shape)
     value = np.where(part.measured, value, part.value)
     return replace(table, parts={**table.parts, "photometry": replace(part, value=value, sigma=sigma)})
-
-
-def _drawn_and_measured(fitted: Fitted, test: Observations, names: Sequence[str], seed: int) -> plots.Figure:
-    """Labels of the galaxies that have them: one draw of each, and what was measured."""
-    spec, part = test.schema["labels"], test.parts["labels"]
-    columns = [spec.cell_names().index(name) for name in names]
-    units = [spec.cell_units()[column] for column in columns]
-    rows = np.flatnonzero(part.measured[:, columns].all(axis=1))
-    drawn = fitted.sample(test[rows].hide(*MISSING), ["labels"], n=1, seed=seed).values["labels"]
-    title = f"one draw of each of {len(rows)} galaxies"
-    return plots.corner(drawn[0][:, columns], names, units, part.value[rows][:, columns], title)
