@@ -18,7 +18,7 @@ from consilience.models.base import AbstractFamily, AbstractModel, Conditional, 
 from consilience.predict.storage import read_model, write_model
 from consilience.predict.tiles import Tile, conform, seen, tiles
 from consilience.train.config import TrainConfig
-from consilience.typing import FloatArray, PathOrStr
+from consilience.typing import FloatArray, PathOrStr, StringArray
 
 __all__ = ["Density", "Fitted", "load"]
 
@@ -205,16 +205,14 @@ class Fitted:
             conditional = self._condition(model, tile.obs)
             if not isinstance(conditional, HasDecoders):
                 raise CapabilityError("Expected a model whose latents can be set; got one whose latents are in time.")
-            fixed = {}
-            for block, value in latents.items():
-                padded = np.zeros((len(tile.obs), *np.shape(value)[1:]))
-                padded[: tile.rows] = value[tile.place]
-                fixed[block] = torch.as_tensor(padded, dtype=some.dtype, device=some.device)
-            noise = Noise(seed, np.full(len(tile.obs), "decoded"), dtype=some.dtype, device=some.device)
-            drawn = conditional.at(fixed).sample(names, noise, n)
-            for name in names:
-                draws = drawn[name].double().cpu().numpy().reshape(n, len(tile.obs), *self.schema[name].shape)
-                found[name][:, tile.place] = self.scaler.inverse(name, draws)[:, : tile.rows]
+            fixed = {  # repeated to the size of a tile
+                block: torch.as_tensor(np.resize(value[tile.place], (len(tile.obs), *np.shape(value)[1:]))).to(some)
+                for block, value in latents.items()
+            }
+            noise = self._noise(seed, np.full(len(tile.obs), "decoded"), 0)
+            for name, draws in conditional.at(fixed).sample(names, noise, n).items():
+                shaped = draws.double().cpu().numpy().reshape(n, len(tile.obs), *self.schema[name].shape)
+                found[name][:, tile.place] = self.scaler.inverse(name, shaped)[:, : tile.rows]
         return Samples(self.schema.select(names), found, obs.ids, np.zeros(n, dtype=np.int64))
 
     def log_prob(
@@ -238,7 +236,7 @@ class Fitted:
             for member, model in enumerate(self.members):
                 conditional = self._condition(model, context)
                 assert isinstance(conditional, HasDensity)
-                noise = self._noise(0, context, member)
+                noise = self._noise(0, context.ids, member)
                 found = conditional.log_prob(self._tensors(model, scored), names, noise, method)
                 kind = found.kind
                 values.append(found.value.double().cpu().numpy())
@@ -265,7 +263,7 @@ class Fitted:
             for member, model in enumerate(self.members):
                 conditional = self._condition(model, context)
                 assert isinstance(conditional, HasDensity)
-                noise = self._noise(0, context, member)
+                noise = self._noise(0, context.ids, member)
                 values = self._tensors(model, scored)
                 for name, cells in conditional.cell_log_prob(values, names, noise, method).items():
                     parts[name].append(cells.double().cpu().numpy())
@@ -310,7 +308,7 @@ class Fitted:
                 mine = int((owners == member).sum())
                 if mine == 0:
                     continue
-                noise = self._noise(seed, tile.obs, member)
+                noise = self._noise(seed, tile.obs.ids, member)
                 drawn = self._condition(model, tile.obs).sample(names, noise, mine, method)
                 for name in names:
                     pieces[name].append(drawn[name].double().cpu().numpy())
@@ -347,9 +345,9 @@ class Fitted:
         some = next(model.parameters())
         return self.scaler.forward(obs).to(some.device, some.dtype)
 
-    def _noise(self, seed: int, obs: Observations, member: int) -> Noise:
+    def _noise(self, seed: int, ids: StringArray, member: int) -> Noise:
         some = next(self.members[member].parameters())
-        return Noise(seed, obs.ids, member, dtype=some.dtype, device=some.device)
+        return Noise(seed, ids, member, dtype=some.dtype, device=some.device)
 
     def _owners(self, n: int) -> np.ndarray:
         """The member behind each draw, shape (n,): the first draws by the first member, and so on."""
@@ -384,15 +382,8 @@ def load(path: PathOrStr, device: str = "cpu") -> Fitted:
         ModelFileError: the directory is missing, damaged, foreign or too new.
     """
     saved = read_model(path, device)
-    return Fitted(
-        saved.members,
-        saved.family,
-        saved.scaler,
-        saved.config,
-        saved.record["provenance"],
-        saved.record["calibration"],
-        saved.record["history"],
-    )
+    rest = (saved.record[key] for key in ("provenance", "calibration", "history"))
+    return Fitted(saved.members, saved.family, saved.scaler, saved.config, *rest)
 
 
 def _names(targets: Sequence[str]) -> tuple[str, ...]:
