@@ -208,3 +208,29 @@ def test_a_single_label_may_have_two_peaks_and_its_draws_are_of_its_density():
     density = np.mean(fit.log_prob(test, ["y"]).value)
     best = np.log(0.5) - 0.5 * np.log(2 * np.pi * 0.04) - 0.5
     assert best - 0.2 < density < best + 0.1
+
+
+@pytest.mark.parametrize("cells", [1, 3])
+def test_widths_are_those_of_rows_that_taught_nothing(cells):
+    """Labels scatter by 2, 1 and ½ times what untaught densities, which are about N(0, 1), say."""
+    torch.manual_seed(0)
+    order = [[0]] if cells == 1 else [[2, 0], [1]]
+    found = LabelDensity(order, 4, layers=4, hidden=8, univariate="affine")
+    for network in (found.mean, *found.shifts):
+        for parameter in network.parameters():
+            torch.nn.init.zeros_(parameter)
+    scale = torch.tensor([2.0, 1.0, 0.5])[:cells]
+    y, context = scale * torch.randn(3000, cells), torch.randn(3000, 4)
+    seen = torch.rand(3000, cells) < 0.8
+    before = found.log_prob(y, seen, context, context).mean()
+    found.settle(y, seen, context, context)
+    for widths in found.widths[: 1 if cells == 1 else 2]:  # of one label, what it is alone is all there is
+        torch.testing.assert_close(widths, scale, rtol=0.06, atol=0)
+    assert found.log_prob(y, seen, context, context).mean() > before + 0.1
+    draws = found.drawn(torch.randn(2000, 1, cells), context[:1], context[:1])
+    torch.testing.assert_close(draws.std(0)[0], scale, rtol=0.1, atol=0)
+    # a handful of rows says little, none says nothing
+    found.settle(y[:2], seen[:2], context[:2], context[:2])
+    assert (found.widths[:, 0] < 1.7).all() and (found.widths > 0.75).all()
+    found.settle(y[:5], torch.zeros(5, cells, dtype=torch.bool), context[:5], context[:5])
+    torch.testing.assert_close(found.widths, torch.ones(2, cells))

@@ -509,9 +509,9 @@ def test_photoz(tmp_path):
     assert "simultaneous 99 % band" in text
     assert (tmp_path / "redshifts.png").stat().st_size > 1000
     with pytest.raises(RequestError, match="--data"):
-        photoz.field(None, made.schema)
+        photoz.field(None)
     with pytest.raises(DataError, match=r"hdfn\.parquet"):
-        photoz.field(tmp_path / "nowhere", made.schema)
+        photoz.field(tmp_path / "nowhere")
 
 
 def test_the_best_template_is_the_galaxy_itself():
@@ -527,7 +527,7 @@ def test_the_best_template_is_the_galaxy_itself():
 
 
 def test_the_deep_field_is_read():
-    table = photoz.field(real("galaxy_photoz_hdfn"), deep_galaxies(1, seed=0).schema)
+    table = photoz.field(real("galaxy_photoz_hdfn"))
     part = table.parts["photometry"]
     assert len(table) == 114 and part.measured.all()
     assert (part.value < 0).any() and (part.sigma >= 0.05 * np.abs(part.value)).all()

@@ -14,6 +14,9 @@ its density, which stays normalised, and stands at its mean, with its flag, in t
 of flags in later ones: if blocks go from what all objects have to what few have, gaps that depend on the labels do not
 bias what comes before.
 
+New objects scatter more about their means than those which taught them: densities are of what is left divided by a
+width for each label, 1 until ``settle`` has learned them, alone and together, from rows that were held out.
+
 The flows' gradients end at c, and that of τ at μ. Where labels are tight functions of each other these gradients are so
 poorly scaled that networks which share them learn the means ten times more slowly than by squares.
 """
@@ -27,6 +30,9 @@ from consilience.blocks.flows import CouplingFlow, Marginals, Univariate, normal
 from consilience.blocks.networks import Perceptron
 
 __all__ = ["LabelDensity"]
+
+PSEUDO = 10.0  # rows that say a width is 1, with half a nat for a factor of e, beside those held out
+ITERATIONS = 60
 
 
 class LabelDensity(nn.Module):
@@ -46,12 +52,15 @@ class LabelDensity(nn.Module):
         (torch.Size([5]), torch.Size([5, 3]))
     """
 
+    widths: Tensor  # of labels alone and together, (2, D)
+
     def __init__(
         self, order: Sequence[Sequence[int]], size: int, *, layers: int, hidden: int, univariate: Univariate
     ) -> None:
         super().__init__()
         total = sum(map(len, order))
         self.order = [list(block) for block in order] if total > 1 else []
+        self.register_buffer("widths", torch.ones(2, total))
         self.mean = Perceptron(size, hidden, total)
         self.marginals = Marginals(total, size, hidden=hidden)
         self.shifts, self.flows, known = nn.ModuleList(), nn.ModuleList(), 0
@@ -78,49 +87,72 @@ class LabelDensity(nn.Module):
         """
         mean = self.mean(h)
         left = torch.where(seen, y - mean, 0.0)
-        alone = torch.where(seen, self._alone(left.detach(), g), 0.0).sum(-1)
+        alone = torch.where(seen, self._alone(left.detach(), g, self.widths), 0.0).sum(-1)
         if not self.order:
             return {"mean": 0.5 * left.square().sum(-1), "nll": -alone}
-        together, squares = self._together(y, seen, mean.detach(), g.detach())
+        together, squares = self._together(y, seen, mean.detach(), g.detach(), self.widths)
         return {"mean": 0.5 * left.square().sum(-1) + squares, "alone": -alone, "nll": -together}
 
     def log_prob(self, y: Tensor, seen: Tensor, h: Tensor, g: Tensor) -> Tensor:
         """Joint log density of the labels that are seen, (B,); of a single one as it is alone."""
         mean = self.mean(h)
-        together, _ = self._together(y, seen, mean, g)
-        alone = torch.where(seen, self._alone(y - mean, g), 0.0).sum(-1)
+        together, _ = self._together(y, seen, mean, g, self.widths)
+        alone = torch.where(seen, self._alone(y - mean, g, self.widths), 0.0).sum(-1)
         return torch.where(seen.sum(-1) == 1, alone, together)
 
     def alone(self, y: Tensor, h: Tensor, g: Tensor) -> Tensor:
         """Log density of each label, (B, D), of objects that have it."""
-        return self._alone(y - self.mean(h), g)
+        return self._alone(y - self.mean(h), g, self.widths)
+
+    @torch.no_grad()
+    def settle(self, y: Tensor, seen: Tensor, h: Tensor, g: Tensor) -> None:
+        """Widths by which the densities of these rows, which taught nothing, are largest; arguments as of losses."""
+        mean = self.mean(h)
+        left, logs = torch.where(seen, y - mean, 0.0), torch.zeros_like(self.widths).requires_grad_()
+        optimiser = torch.optim.LBFGS([logs], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
+
+        def closure() -> Tensor:
+            with torch.enable_grad():
+                widths = logs.exp()
+                alone = torch.where(seen, self._alone(left, g, widths), 0.0).sum()
+                together, _ = self._together(y, seen, mean, g, widths)
+                loss = (0.5 * PSEUDO * logs.square().sum() - alone - together.sum()) / len(y)
+                (logs.grad,) = torch.autograd.grad(loss, [logs])
+            return loss.detach()
+
+        optimiser.step(closure)
+        if bool(logs.isfinite().all()):
+            self.widths.copy_(logs.exp())
 
     def drawn(self, normal: Tensor, h: Tensor, g: Tensor) -> Tensor:
         """Labels (n, B, D) of standard normals of that shape, of objects that have them all."""
         h, g = h.expand(len(normal), -1, -1), g.expand(len(normal), -1, -1)
         mean, y, there = self.mean(h), torch.empty_like(normal), torch.ones_like(normal, dtype=torch.bool)
         if not self.order:
-            return mean + self.marginals.inverse(normal, g, there)
+            return mean + self.widths[0] * self.marginals.inverse(normal, g, there)
         c = torch.cat([g, mean], -1)
         for columns, shift, flow in zip(self.order, self.shifts, self.flows, strict=True):
             left: Tensor = flow.inverse(normal[..., columns], c, there[..., columns])  # type: ignore[operator]
-            some = mean[..., columns] + shift(c) + left
+            some = mean[..., columns] + shift(c) + self.widths[1, columns] * left
             y[..., columns] = some
             c = torch.cat([c, some, torch.ones_like(some)], -1)
         return y
 
-    def _alone(self, left: Tensor, g: Tensor) -> Tensor:
-        u, slope = self.marginals(left, g)
-        return normal_log_prob(u) + slope
+    def _alone(self, left: Tensor, g: Tensor, widths: Tensor) -> Tensor:
+        u, slope = self.marginals(left / widths[0], g)
+        return normal_log_prob(u) + slope - widths[0].log()
 
-    def _together(self, y: Tensor, seen: Tensor, mean: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    def _together(
+        self, y: Tensor, seen: Tensor, mean: Tensor, g: Tensor, widths: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """The joint log density, and half the squares of what shifts leave, (B,)."""
         c, total, squares = torch.cat([g, mean], -1), y.new_zeros(len(y)), y.new_zeros(len(y))
         for columns, shift, flow in zip(self.order, self.shifts, self.flows, strict=True):
             there, expected = seen[:, columns], mean[:, columns]
             some = torch.where(there, y[:, columns], expected)
-            left = torch.where(there, some - expected - shift(c), 0.0)
-            total = total + flow.log_prob(left.detach(), c, there)  # type: ignore[operator]
+            left, width = torch.where(there, some - expected - shift(c), 0.0), widths[1, columns]
+            found: Tensor = flow.log_prob(left.detach() / width, c, there)  # type: ignore[operator]
+            total = total + found - torch.where(there, width.log(), 0.0).sum(-1)
             squares = squares + 0.5 * left.square().sum(-1)
             c = torch.cat([c, some, there.to(c)], -1)
         return total, squares

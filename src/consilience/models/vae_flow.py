@@ -223,8 +223,13 @@ class _Module(AbstractModel):
 
     @torch.no_grad()
     def settle(self, rows: Observations) -> None:
+        """Autoencoders as such; labels learn how much wider new objects scatter than those of the training did."""
         for name in self.config.images:
             self._autoencoder(name).settle(rows.select(name))
+        pieces = [self.features(rows[first : first + ROWS]) for first in range(0, len(rows), ROWS)]
+        h, g = (torch.cat(part) for part in zip(*pieces, strict=True))
+        cells = flat(rows.parts[self.config.target])
+        self.labels.settle(cells.value, cells.seen, h, g)
 
     def population(self) -> dict[str, tuple[Tensor, Tensor]]:
         return {name: self._autoencoder(name).population()["shared"] for name in self.config.images}

@@ -39,10 +39,10 @@ from consilience.data.schema import Cell, ModalitySpec, Schema
 from consilience.errors import RequestError
 from consilience.simulators.galaxy_population import Stars, cosmic_age
 from consilience.simulators.galaxy_scenes import CHUNK, mapped, together
-from consilience.simulators.galaxy_spectra import NANOMAGGY, bagpipes, light
+from consilience.simulators.galaxy_spectra import bagpipes, light
 from consilience.typing import FloatArray, IntArray
 
-__all__ = ["BANDS", "FLOOR", "deep_galaxies", "widened"]
+__all__ = ["BANDS", "FLOOR", "SCHEMA", "deep_galaxies", "widened"]
 
 # Ångström; the widths hold 95 % of the transmission
 BANDS = {
@@ -69,7 +69,22 @@ ATTENUATIONS = ((0.1, 0.3), (0.5, 0.3), (0.4, 0.4))
 DEPTHS = np.array([-1.78, -2.09, -2.26, -2.03, -0.41, -0.16, -0.21])
 FALL, SCATTER = np.array([0.15] * 4 + [0.02] * 3), (0.1, 0.14)
 FLOOR = 0.05  # of the flux
-MICROJANSKY = 1e-29 / NANOMAGGY  # nanomaggies
+
+
+def _bands(name: str, cell: str) -> ModalitySpec:
+    cells = tuple(Cell(name=f"{cell}_{band}") for band in BANDS)
+    return ModalitySpec(name=name, cells=cells, axis="band", unit="uJy", ucd="phot.flux", scale="asinh")
+
+
+SCHEMA = Schema(
+    id="galaxy",
+    modalities=(
+        _bands("photometry", "flux"),
+        ModalitySpec(name="labels", cells=(Cell(name="ln_1pz", ucd="src.redshift.phot"),), axis="label"),
+        _bands("true_photometry", "true_flux"),
+        ModalitySpec(name="true_kind", kind="category", classes=3),
+    ),
+)
 
 
 def deep_galaxies(n: int, *, seed: int, workers: int = 1) -> Observations:
@@ -81,7 +96,7 @@ def deep_galaxies(n: int, *, seed: int, workers: int = 1) -> Observations:
     **Truth**: ``true_photometry``, and ``true_kind``: 0 early, 1 spiral, 2 irregular.
 
     Arguments:
-        n: Number of galaxies, of 10 ms each.
+        n: Number of galaxies, of 15 ms each.
         seed: Seed of the generator; the same arguments give the same table, however many the workers.
         workers: Processes, of 0.7 GB each. A script that asks for more than one must guard the call with
             ``if __name__ == "__main__":``.
@@ -116,7 +131,7 @@ def deep_galaxies(n: int, *, seed: int, workers: int = 1) -> Observations:
         "true_kind": kind.astype(float),
     }
     ids = [f"D{row:06d}" for row in range(n)]
-    return widened(Observations.from_arrays(_schema(), values, sigma={"photometry": depth}, ids=ids))
+    return widened(Observations.from_arrays(SCHEMA, values, sigma={"photometry": depth}, ids=ids))
 
 
 def widened(table: Observations) -> Observations:
@@ -175,20 +190,4 @@ def _stars(kind: IntArray, redshift: FloatArray, rng: np.random.Generator) -> St
         dispersion=np.full(n, 150.0),
         quiescent=kind == 0,
         log_u=np.full(n, -3.0),
-    )
-
-
-def _schema() -> Schema:
-    def bands(name: str, cell: str) -> ModalitySpec:
-        cells = tuple(Cell(name=f"{cell}_{band}") for band in BANDS)
-        return ModalitySpec(name=name, cells=cells, axis="band", unit="uJy", ucd="phot.flux", scale="asinh")
-
-    return Schema(
-        id="galaxy",
-        modalities=(
-            bands("photometry", "flux"),
-            ModalitySpec(name="labels", cells=(Cell(name="ln_1pz", ucd="src.redshift.phot"),), axis="label"),
-            bands("true_photometry", "true_flux"),
-            ModalitySpec(name="true_kind", kind="category", classes=3),
-        ),
     )

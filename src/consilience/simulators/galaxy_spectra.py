@@ -34,7 +34,7 @@ from consilience.errors import RequestError
 from consilience.simulators.galaxy_population import Stars
 from consilience.typing import FloatArray
 
-__all__ = ["BANDS", "LINES", "NANOMAGGY", "Light", "bagpipes", "light"]
+__all__ = ["BANDS", "LINES", "Light", "bagpipes", "light"]
 
 # Half-power wavelengths in Angstrom (Flaugher et al. 2015; Wright et al. 2010). Colours depend on a band's mean and
 # width; its edges, here blurred by 2 %, matter only to strong lines that cross them.

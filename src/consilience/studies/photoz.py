@@ -26,7 +26,7 @@ from consilience.data.schema import Cell, Frozen, ModalitySpec, Schema, validate
 from consilience.errors import DataError, RequestError, SchemaError
 from consilience.io import read
 from consilience.models.vae_flow import VAEFlow
-from consilience.simulators.deep import deep_galaxies, widened
+from consilience.simulators.deep import SCHEMA, deep_galaxies, widened
 from consilience.studies.kept import Kept
 from consilience.studies.runner import Results, StudyConfig
 from consilience.typing import FloatArray
@@ -68,14 +68,13 @@ def run(config: StudyConfig, data: Path | None, *, seed: int, quick: bool, out: 
     size, family = validated(Settings, config.study, where="[study]"), config.config.family
     if not isinstance(family, VAEFlow) or family.images:
         raise SchemaError(f"Expected a VAEFlow without images for photoz; got {family!r}.")
-    kept = Kept(out, family, config.config.train, size)
+    kept, real = Kept(out, family, config.config.train, size), field(data)
     simulated = deep_galaxies(size.galaxies, seed=seed)
     train, test = simulated.split(0.9, seed=seed)
     options = config.config.train.model_copy(update={"seed": seed})
     shown = ("photometry", "labels")
     fitted = kept.model(f"seed {seed}", lambda: fit(family, train.select(*shown).renumbered(), options))
     library = train.parts["true_photometry"].value, train.parts["labels"].value[:, 0]
-    real = field(data, simulated.schema)
     rows, heads = list[list[Any]](), list[str]()
     numbers: dict[str, float | int | bool | None] = {"galaxies": len(real)}
     for name, table in {"simulated": test.select(*shown)[:SIMULATED], "": real}.items():
@@ -106,12 +105,11 @@ def run(config: StudyConfig, data: Path | None, *, seed: int, quick: bool, out: 
     )
 
 
-def field(data: Path | None, schema: Schema) -> Observations:
+def field(data: Path | None) -> Observations:
     """The galaxies of the catalogue with spectroscopic redshifts, as the simulator would have made them.
 
     Arguments:
         data: Folder with ``hdfn.parquet``.
-        schema: The simulator's.
 
     Raises:
         RequestError: no data folder.
@@ -119,9 +117,9 @@ def field(data: Path | None, schema: Schema) -> Observations:
     """
     if data is None:
         raise RequestError("Expected a folder that holds hdfn.parquet; got none. Give --data DIR.")
-    named = zip(schema["photometry"].cells, COLUMNS, strict=True)
+    named = zip(SCHEMA["photometry"].cells, COLUMNS, strict=True)
     cells = tuple(cell.model_copy(update={"column": f"f_{name}", "sigma": f"e_{name}"}) for cell, name in named)
-    photometry = schema["photometry"].model_copy(update={"cells": cells})
+    photometry = SCHEMA["photometry"].model_copy(update={"cells": cells})
     redshift = ModalitySpec(name="redshift", cells=(Cell(name="z_spec"),))
     table = read(data / "hdfn.parquet", Schema(id="id", modalities=(photometry, redshift)))
     table = table[np.flatnonzero(table.parts["redshift"].measured[:, 0])]
@@ -132,7 +130,7 @@ def field(data: Path | None, schema: Schema) -> Observations:
         "labels": np.log1p(table.parts["redshift"].value),
     }
     errors = {"photometry": table.parts["photometry"].sigma}
-    return widened(Observations.from_arrays(schema.select(list(values)), values, sigma=errors, ids=table.ids))
+    return widened(Observations.from_arrays(SCHEMA.select(list(values)), values, sigma=errors, ids=table.ids))
 
 
 def templates(
