@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from consilience.blocks.flows import CouplingFlow, Marginals, Univariate, normal_log_prob
-from consilience.blocks.networks import Perceptron
+from consilience.blocks.networks import Perceptron, SharedPerceptron
 
 __all__ = ["LabelDensity"]
 
@@ -62,15 +62,15 @@ class LabelDensity(nn.Module):
         self.order = [list(block) for block in order] if total > 1 else []
         self.register_buffer("widths", torch.ones(2, total))
         self.mean = Perceptron(size, hidden, total)
-        self.marginals = Marginals(total, size, hidden=hidden)
+        self.marginals = Marginals(total, size, 0, hidden=hidden)
         self.shifts, self.flows, known = nn.ModuleList(), nn.ModuleList(), 0
         for block in self.order:
-            context = size + total + 2 * known
-            self.shifts.append(Perceptron(context, hidden, len(block)))
+            context = (size + total, 2 * known)
+            self.shifts.append(SharedPerceptron(*context, hidden, len(block)))
             self.flows.append(
-                CouplingFlow(len(block), context, layers=layers, hidden=hidden, univariate=univariate)
+                CouplingFlow(len(block), *context, layers=layers, hidden=hidden, univariate=univariate)
                 if len(block) > 1
-                else Marginals(1, context, hidden=hidden)
+                else Marginals(1, *context, hidden=hidden)
             )
             known += len(block)
 
@@ -106,7 +106,10 @@ class LabelDensity(nn.Module):
 
     @torch.no_grad()
     def settle(self, y: Tensor, seen: Tensor, h: Tensor, g: Tensor) -> None:
-        """Widths by which the densities of these rows, which taught nothing, are largest; arguments as of losses."""
+        """Widths by which the densities of these rows, which taught nothing, are largest; arguments as of losses.
+
+        None is below 1: new rows scatter less than those of the training by chance alone.
+        """
         mean = self.mean(h)
         left, logs = torch.where(seen, y - mean, 0.0), torch.zeros_like(self.widths).requires_grad_()
         optimiser = torch.optim.LBFGS([logs], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
@@ -122,37 +125,37 @@ class LabelDensity(nn.Module):
 
         optimiser.step(closure)
         if bool(logs.isfinite().all()):
-            self.widths.copy_(logs.exp())
+            self.widths.copy_(logs.clamp_min(0).exp())
 
     def drawn(self, normal: Tensor, h: Tensor, g: Tensor) -> Tensor:
         """Labels (n, B, D) of standard normals of that shape, of objects that have them all."""
-        h, g = h.expand(len(normal), -1, -1), g.expand(len(normal), -1, -1)
         mean, y, there = self.mean(h), torch.empty_like(normal), torch.ones_like(normal, dtype=torch.bool)
         if not self.order:
-            return mean + self.widths[0] * self.marginals.inverse(normal, g, there)
-        c = torch.cat([g, mean], -1)
+            return mean + self.widths[0] * self.marginals.inverse(normal, (g, normal[..., :0]), there)
+        shared, own = torch.cat([g, mean], -1), normal[..., :0]
         for columns, shift, flow in zip(self.order, self.shifts, self.flows, strict=True):
+            c = shared, own
             left: Tensor = flow.inverse(normal[..., columns], c, there[..., columns])  # type: ignore[operator]
-            some = mean[..., columns] + shift(c) + self.widths[1, columns] * left
+            some = mean[..., columns] + shift(*c) + self.widths[1, columns] * left
             y[..., columns] = some
-            c = torch.cat([c, some, torch.ones_like(some)], -1)
+            own = torch.cat([own, some, torch.ones_like(some)], -1)
         return y
 
     def _alone(self, left: Tensor, g: Tensor, widths: Tensor) -> Tensor:
-        u, slope = self.marginals(left / widths[0], g)
+        u, slope = self.marginals(left / widths[0], (g, g[..., :0]))
         return normal_log_prob(u) + slope - widths[0].log()
 
     def _together(
         self, y: Tensor, seen: Tensor, mean: Tensor, g: Tensor, widths: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The joint log density, and half the squares of what shifts leave, (B,)."""
-        c, total, squares = torch.cat([g, mean], -1), y.new_zeros(len(y)), y.new_zeros(len(y))
+        shared, own, total, squares = torch.cat([g, mean], -1), y[:, :0], y.new_zeros(len(y)), y.new_zeros(len(y))
         for columns, shift, flow in zip(self.order, self.shifts, self.flows, strict=True):
-            there, expected = seen[:, columns], mean[:, columns]
+            c, there, expected = (shared, own), seen[:, columns], mean[:, columns]
             some = torch.where(there, y[:, columns], expected)
-            left, width = torch.where(there, some - expected - shift(c), 0.0), widths[1, columns]
+            left, width = torch.where(there, some - expected - shift(*c), 0.0), widths[1, columns]
             found: Tensor = flow.log_prob(left.detach() / width, c, there)  # type: ignore[operator]
             total = total + found - torch.where(there, width.log(), 0.0).sum(-1)
             squares = squares + 0.5 * left.square().sum(-1)
-            c = torch.cat([c, some, there.to(c)], -1)
+            own = torch.cat([own, some, there.to(own)], -1)
         return total, squares

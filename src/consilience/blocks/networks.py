@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from consilience.blocks.products import product
 
-__all__ = ["ModesEncoder", "Perceptron", "SiteEncoder", "WaveDecoder", "affine"]
+__all__ = ["ModesEncoder", "Perceptron", "SharedPerceptron", "SiteEncoder", "WaveDecoder", "affine"]
 
 STEEPEST = 1.5  # radians per unit of a latent
 QUIET = -5.0  # log precision of a site that says next to nothing
@@ -47,6 +47,36 @@ class Perceptron(nn.Module):
     def begin(self, offset: Tensor) -> None:
         """Take the outputs that are given where all hidden units are zero."""
         self.layers[-1].bias.copy_(offset)  # type: ignore[union-attr, operator]
+
+
+class SharedPerceptron(nn.Module):
+    r"""A network of x, which many rows share, and z, which they do not: what is costly is done once for all of them.
+
+    .. math:: W_3\, \mathrm{silu}\bigl(W_2\, \mathrm{silu}(W_1 x + b_1) + b_2 + V z\bigr) + b_3
+
+    Arguments:
+        shared: Size of x.
+        own: Size of z; 0 for none.
+        hidden: Width of the layers.
+        outputs: Size of the output.
+
+    Example:
+        >>> SharedPerceptron(4, 2, 8, 3)(torch.zeros(5, 4), torch.zeros(7, 5, 2)).shape
+        torch.Size([7, 5, 3])
+    """
+
+    def __init__(self, shared: int, own: int, hidden: int, outputs: int) -> None:
+        super().__init__()
+        self.shared = Perceptron(shared, hidden, hidden)
+        self.own = nn.Linear(own, hidden, bias=False) if own else None
+        self.last = nn.Linear(hidden, outputs)
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        """Of x (…, shared) and z (…, own), whose other axes broadcast."""
+        inner = self.shared(x)
+        if self.own is not None:
+            inner = inner + affine(self.own, z)
+        return affine(self.last, nn.functional.silu(inner))
 
 
 class WaveDecoder(nn.Module):
