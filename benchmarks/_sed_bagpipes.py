@@ -14,7 +14,7 @@ import io
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -151,7 +151,7 @@ def _value(parameter: Parameter, share: FloatArray) -> FloatArray:
     return low * (high / low) ** share if parameter.log else low + (high - low) * share
 
 
-def _components(values: Sequence[float] | FloatArray) -> dict[str, Any]:
+def _components(values: FloatArray) -> dict[str, Any]:
     """A galaxy in the terms of bagpipes."""
     return _laid_out({one.place: float(value) for one, value in zip(PARAMETERS, values, strict=True)})
 
@@ -173,7 +173,7 @@ def _laid_out(values: dict[str, Any]) -> dict[str, Any]:
 @cache
 def _model() -> Any:  # noqa: ANN401 - bagpipes' own class
     with _workplace() as curves:
-        middle = [_value(one, np.array(0.5)) for one in PARAMETERS]
+        middle = from_normal(np.zeros(len(PARAMETERS)))
         return bagpipes().model_galaxy(_components(middle), filt_list=curves, phot_units="mujy")
 
 
