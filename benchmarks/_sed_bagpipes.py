@@ -36,6 +36,7 @@ FLOOR = 0.05  # least error, of the measured flux
 SCATTER = 0.3  # dex, of the depth of each measurement
 BLUR = 0.02  # of the edges of bands, of their wavelength
 REACH = np.linspace(-8, 8, 641)  # of noise, in error bars
+LEAST = 1e-6  # distance from the prior's edges, on which draws of which six digits are kept may lie
 PHYSICS = {
     "delayed": {},
     "dust": {"type": "Calzetti", "eta": 2.0},
@@ -75,7 +76,8 @@ class Galaxies:
 
 def to_normal(parameters: FloatArray) -> FloatArray:
     """Parameters (…, 6) as numbers that are standard normal a priori."""
-    return ndtri(np.stack([_share(one, parameters[..., column]) for column, one in enumerate(PARAMETERS)], axis=-1))
+    share = np.stack([_share(one, parameters[..., column]) for column, one in enumerate(PARAMETERS)], axis=-1)
+    return ndtri(np.clip(share, LEAST, 1 - LEAST))
 
 
 def from_normal(value: FloatArray) -> FloatArray:

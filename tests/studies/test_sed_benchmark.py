@@ -1,11 +1,19 @@
 """What the race of SED fitting rests on: its prior, its noise, its scores."""
 
+import atexit
+import json
+import warnings
+
 import numpy as np
 import pytest
 
 from benchmarks import _sed_bagpipes as sed
 from benchmarks import sed_fitting
 from benchmarks._c2st import c2st
+from benchmarks._harness import resumed
+
+# bagpipes keeps its tables open until the interpreter ends
+atexit.register(warnings.simplefilter, "ignore", ResourceWarning)
 
 
 def test_the_prior_is_told_to_bagpipes_as_galaxies_are_drawn():
@@ -73,3 +81,32 @@ def test_magnitudes_are_those_of_bright_galaxies_and_finite_of_all():
     assert np.isfinite(part.value).all()
     assert np.abs(table.parts["colours"].value[0]).max() < 1e-3
     assert table.parts["labels"].value == pytest.approx(np.zeros((2, 6)))
+
+
+def test_the_race_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
+    sizes = sed_fitting.Sizes(
+        80, 2, 10, 40, sed_fitting.VAEFlow(hidden=8, layers=2), sed_fitting.TrainConfig(max_steps=5, evaluate_every=5)
+    )
+    monkeypatch.setattr(sed_fitting, "QUICK", sizes)
+    asked = []
+
+    def fitted(galaxies, row, live):
+        asked.append(row)
+        if asked == [0, 1]:
+            raise KeyboardInterrupt
+        normal = np.random.default_rng(row).standard_normal((100, len(sed.PARAMETERS)))
+        return {"draws": sed.from_normal(normal), "seconds": 200.0, "busy": 100.0}
+
+    monkeypatch.setattr(sed_fitting, "fitted", fitted)
+    command = ["--quick", "--out", str(tmp_path)]
+    with pytest.raises(KeyboardInterrupt):
+        resumed("sed_fitting", sed_fitting.measure, command)
+    found = resumed("sed_fitting", sed_fitting.measure, command).numbers
+    assert asked == [0, 1, 1]
+    again = json.loads((tmp_path / "results.json").read_text())
+    assert found["speedup"] == pytest.approx(again["seconds_bagpipes"] / again["seconds_vaeflow"])
+    assert again["seconds_bagpipes"] == 100
+    assert again["break_even_galaxies"] < 1
+    assert 0.3 < again["c2st_mean"] < 1
+    assert {f"coverage{level}_{side}" for level in (68, 95) for side in ("bagpipes", "vaeflow")} < set(again)
+    assert (tmp_path / "posteriors.png").is_file() and (tmp_path / "coverage.png").is_file()
