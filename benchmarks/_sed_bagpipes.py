@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import stats
 from scipy.special import erf, ndtr, ndtri
 
 from benchmarks._harness import say
@@ -110,6 +111,9 @@ def measured(flux: FloatArray, depth: FloatArray, rng: np.random.Generator) -> F
 def fitted(galaxies: Galaxies, row: int, live: int | None) -> dict[str, FloatArray | float]:
     """bagpipes' posterior draws (S, 6) of one of them, the seconds that it took, and those of its thread.
 
+    ``density`` is the logarithm of the posterior density of the true parameters as normals, by the evidence that the
+    sampler finds.
+
     Arguments:
         galaxies: Of which it gets fluxes and error bars.
         row: Which.
@@ -123,9 +127,12 @@ def fitted(galaxies: Galaxies, row: int, live: int | None) -> dict[str, FloatArr
         fit = pipes.fit(galaxy, _instructions())
         fit.fit(sampler="nautilus", **({} if live is None else {"n_live": live}))
         seconds, busy = time.perf_counter() - begun, time.process_time() - worked
+        true = dict(zip((one.place for one in PARAMETERS), galaxies.parameters[row], strict=True))
+        likelihood = fit.fitted_model.lnlike([true[place] for place in fit.fitted_model.params])
+    density = likelihood - fit.results["lnz"] + stats.norm.logpdf(to_normal(galaxies.parameters[row])).sum()
     draws = np.stack([fit.posterior.samples[one.place] for one in PARAMETERS], axis=1)
     say(f"galaxy {row}: {seconds:.0f} s, {busy:.0f} s of its thread, {len(np.unique(draws, axis=0))} distinct draws")
-    return {"draws": draws, "seconds": seconds, "busy": busy}
+    return {"draws": draws, "seconds": seconds, "busy": busy, "density": density}
 
 
 def derived(parameters: FloatArray) -> FloatArray:

@@ -95,7 +95,7 @@ def test_the_race_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
         if asked == [0, 1]:
             raise KeyboardInterrupt
         normal = np.random.default_rng(row).standard_normal((100, len(sed.PARAMETERS)))
-        return {"draws": sed.from_normal(normal), "seconds": 200.0, "busy": 100.0}
+        return {"draws": sed.from_normal(normal), "seconds": 200.0, "busy": 100.0, "density": -5.0}
 
     monkeypatch.setattr(sed_fitting, "fitted", fitted)
     command = ["--quick", "--out", str(tmp_path)]
@@ -108,5 +108,6 @@ def test_the_race_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     assert again["seconds_bagpipes"] == 100
     assert again["break_even_galaxies"] < 1
     assert 0.3 < again["c2st_mean"] < 1
+    assert abs(again["nats_behind"]) < 50
     assert {f"coverage{level}_{side}" for level in (68, 95) for side in ("bagpipes", "vaeflow")} < set(again)
     assert (tmp_path / "posteriors.png").is_file() and (tmp_path / "coverage.png").is_file()
