@@ -110,7 +110,7 @@ class Sizes:
     live: int | None = None
     family: VAEFlow = VAEFlow(hidden=128, layers=4, univariate="spline")
     train: TrainConfig = TrainConfig(
-        max_steps=8000, batch_size=256, learning_rate=1e-3, validation=0.05, evaluate_every=500
+        max_steps=12_000, batch_size=256, learning_rate=1e-3, validation=0.05, evaluate_every=500
     )
 
 
