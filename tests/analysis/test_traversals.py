@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import consilience as cs
-from consilience.analysis import traversals
+from consilience.analysis.traversals import traversals
 from consilience.data.observations import Observations
 from consilience.data.schema import Grid, ModalitySpec, Schema
 from consilience.errors import CapabilityError, RequestError

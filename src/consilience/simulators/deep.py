@@ -107,7 +107,7 @@ def deep_galaxies(n: int, *, seed: int, workers: int = 1) -> Observations:
     Example:
         >>> table = deep_galaxies(2, seed=0)
         >>> table.parts["photometry"].value.shape, table.schema["labels"].cell_names()
-        ((2, 7), ('ln_1pz',))
+        ((2, 7), ['ln_1pz'])
     """
     if min(n, workers) < 1:
         raise RequestError(f"Expected n and workers of at least 1; got n={n} and workers={workers}. Change them.")

@@ -203,10 +203,10 @@ def _compared(found: dict[str, FloatArray], truth: FloatArray, resampled: int, s
 
 
 def _figure(found: dict[str, FloatArray], truth: FloatArray) -> plots.Figure:
-    named = {name.replace("_", " "): draws for name, draws in found.items()}
+    named = {f"ln(1 + z), {name.replace('_', ' ')}": draws for name, draws in found.items()}
     return plots.predicted_vs_true(
         dict.fromkeys(named, truth),
         {name: draws.mean(axis=0) for name, draws in named.items()},
         {name: draws.std(axis=0) for name, draws in named.items()},
-        ["ln(1 + z)"] * len(named),
+        [""] * len(named),
     )
