@@ -122,7 +122,7 @@ def _of_model(
     given = test.hide(*(name for name in test.schema.names if name not in inputs))
     mean, median, u, log_p = (np.full(truth.shape, np.nan) for _ in range(4))
     rng = np.random.default_rng(0)
-    for rows in tiles(len(test), 3 * n * truth.shape[1]):
+    for rows in tiles(len(test), 3 * n * truth.shape[1], fitted):
         samples = fitted.sample(given[rows], [target], n=n, seed=0, observed=True, at=test[rows])
         draws = samples.values[target].reshape(n, *truth[rows].shape)
         mean[rows], median[rows] = draws.mean(axis=0), np.median(draws, axis=0)

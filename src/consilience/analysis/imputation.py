@@ -134,7 +134,7 @@ def _drawn(
 ) -> tuple[FloatArray, FloatArray]:
     rng = np.random.default_rng(seed)
     u, mean = np.full(truth.shape, np.nan), np.full(truth.shape, np.nan)
-    for rows in tiles(len(obs), 3 * n * truth.shape[1]):
+    for rows in tiles(len(obs), 3 * n * truth.shape[1], fitted):
         samples = fitted.sample(context[rows], [name], n=n, seed=seed, observed=True, at=obs[rows])
         draws = samples.values[name].reshape(n, *truth[rows].shape)
         u[rows], mean[rows] = pit(draws, truth[rows], rng), draws.mean(axis=0)

@@ -44,7 +44,7 @@ class Question:
 
         ``observed`` draws include each row's stated error.
         """
-        for rows in tiles(len(self.obs), 3 * n * len(self.cells())):
+        for rows in tiles(len(self.obs), 3 * n * len(self.cells()), self.fitted):
             at = self.obs[rows] if observed else None
             found = self.fitted.sample(self.given[rows], list(self.targets), n=n, seed=seed, observed=observed, at=at)
             flat = [found.values[name].reshape(n, len(found.ids), -1) for name in self.targets]

@@ -144,7 +144,7 @@ def residuals(
     error, chi2 = np.full(truth.shape, np.nan), np.full(truth.shape, np.nan)
     sigma = obs.parts[name].sigma
     known = np.zeros(truth.shape) if sigma is None else np.nan_to_num(sigma.reshape(truth.shape))
-    for rows in tiles(len(obs), 4 * truth.shape[1]):
+    for rows in tiles(len(obs), 4 * truth.shape[1], fitted):
         found = fitted.summarise(context[rows], [name], statistics=("mean", "std"), n=n, seed=seed).statistics[name]
         mean, sd = (found[key].reshape(truth[rows].shape) for key in ("mean", "std"))
         variance = sd**2 + known[rows] ** 2

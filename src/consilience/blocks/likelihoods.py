@@ -98,8 +98,11 @@ class Gaussian(_Noisy):
     def log_predictive(self, part: Modality, mean: Tensor, variance: Tensor) -> Tensor:
         spread = self.total(part) + variance
         value = -0.5 * (torch.log(2 * math.pi * spread) + (part.value - mean).square() / spread)
+        value = torch.where(part.measured, value, 0.0)
+        if not _has_limits(part):
+            return value
         limit = torch.special.log_ndtr(_sign(part) * (part.value - mean) / spread.sqrt())
-        return torch.where(part.measured, value, torch.where(part.seen, limit, 0.0))
+        return torch.where(part.state > State.MEASURED, limit, value)
 
     def draw(self, mean: Tensor, variance: Tensor, noise: Noise, name: str) -> Tensor:
         spread = (variance + self.learned()).sqrt()

@@ -1,6 +1,5 @@
 """Networks that read what a row shows of several modalities into one vector: the sum of those of seen ones."""
 
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -15,20 +14,12 @@ from consilience.models.latent import flat
 
 __all__ = ["Readers"]
 
-DEPTH = 1e3  # error bars are told apart from this many times smaller to as many times larger than their cell's scatter
-
 
 class Readers(nn.Module):
     r"""h = :math:`\sum_m \mathrm{seen}_m\, e_m(x^{(m)})` of B objects, (B, hidden).
 
-    Networks read cells x, weighed as by an encoder of :class:`~consilience.models.DisentangledVAE`, and beside each how
-    uncertain it is,
-
-    .. math:: w x, \quad u = \min\Bigl(1, \frac{\log(1 + 10^3 s)}{\log(1 + 10^6)}\Bigr), \qquad w = 1 / (1 + s^2),
-
-    s its error bar over the scatter of its column; an unseen cell has w = 0 and u = 1, one without an error bar u = 0.
-    Logarithms, since errors far below the scatter, of which 1 - w is nothing, still tell how bright an object is and
-    how deep it was observed. An object of which nothing is seen has h = 0.
+    Cells are weighed by their error bars, as by an encoder of :class:`~consilience.models.DisentangledVAE`; an object
+    of which nothing is seen has h = 0.
 
     Arguments:
         specs: The modalities that are read.
@@ -55,8 +46,7 @@ class Readers(nn.Module):
         for name, likelihood in self.inputs.items():
             cells = flat(context.parts[name])
             value, known = likelihood.pseudo(cells)
-            seen = cells.seen.repeat_interleave(likelihood.functions, -1)
-            unsure = torch.where(seen, (torch.log1p(DEPTH * known.sqrt()) / math.log1p(DEPTH**2)).clamp_max(1), 1.0)
-            read = self.nets[slot(name)](cell_weights(seen, known) * value, unsure)
+            weight = cell_weights(cells.seen.repeat_interleave(likelihood.functions, -1), known)
+            read = self.nets[slot(name)](weight * value, 1 - weight)
             total = total + torch.where(cells.seen.any(-1, keepdim=True), read, 0.0)
         return total

@@ -10,10 +10,10 @@ from consilience.data.schema import ModalitySpec, Schema
 from consilience.errors import SchemaError
 from consilience.typing import FloatArray
 
-__all__ = ["TILE", "Tile", "conform", "seen", "tiles"]
+__all__ = ["TILE", "Tile", "conform", "seen", "tile_rows", "tiles"]
 
 TILE = 64  # objects in a tile; matrix products of one shape give a row the same bits wherever it stands
-TILE_CELLS = 2**18  # of all modalities in a tile: an object of many cells shares its tile with fewer others
+TILE_CELLS = 2**15  # of all modalities in a tile: an object of many cells shares its tile with fewer others
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +30,14 @@ class Tile:
         return slice(self.start, self.start + self.rows)
 
 
+def tile_rows(schema: Schema) -> int:
+    """Rows of a tile; fewer of them cost a model as much."""
+    return min(TILE, max(1, TILE_CELLS // sum(spec.size for spec in schema.modalities)))
+
+
 def tiles(obs: Observations) -> Iterator[Tile]:
     """The tiles of a table, in order; their size depends on the schema alone."""
-    size = min(TILE, max(1, TILE_CELLS // sum(spec.size for spec in obs.schema.modalities)))
+    size = tile_rows(obs.schema)
     for start in range(0, len(obs), size):
         rows = min(size, len(obs) - start)
         yield Tile(start, rows, _padded(obs[start : start + rows], size))
