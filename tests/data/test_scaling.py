@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from consilience.data.observations import Observations, State
 from consilience.data.scaling import Scaler
-from consilience.data.schema import ModalitySpec, Schema
+from consilience.data.schema import Cell, ModalitySpec, Schema
 from consilience.errors import DataError
 
 SCALES = ("standard", "robust", "asinh", "log", "none")
@@ -165,6 +165,26 @@ def test_other_rows_do_not_move_a_fitted_scaler():
     scaler.forward(test)
     for name, array in scaler.arrays().items():
         np.testing.assert_array_equal(array, before[name])
+
+
+def test_each_band_is_softened_by_its_own_noise():
+    """Depths decades apart: faint fluxes keep their signal-to-noise ratio, of bright ones it is the logarithm."""
+    rng = np.random.default_rng(0)
+    depth = np.array([0.01, 1.0, 100.0])
+    true = depth * 10 ** rng.uniform(-1, 4, (2000, 1))
+    sigma = np.broadcast_to(depth, true.shape[:1] + depth.shape)
+    names = ("deep", "shallow", "shallower")
+    spec = ModalitySpec(name="x", cells=tuple(Cell(name=name) for name in names), axis="band", scale="asinh")
+    flux = true + sigma * rng.standard_normal(sigma.shape)
+    flux[:, 2] = np.where(rng.random(2000) < 0.5, np.nan, flux[:, 2])
+    obs = Observations.from_arrays(Schema(modalities=(spec,)), {"x": flux}, sigma={"x": sigma})
+    scaler = Scaler.fit(obs)
+    np.testing.assert_allclose(scaler.transforms["x"].stretch, 3 * depth, rtol=1e-12)
+    bare = Observations.from_arrays(Schema(modalities=(spec,)), {"x": flux})
+    np.testing.assert_allclose(Scaler.fit(bare).transforms["x"].stretch, np.nanmedian(np.abs(flux), axis=0))
+    grid = Schema(modalities=(ModalitySpec(name="x", shape=(3,), scale="asinh"),))
+    one = Scaler.fit(Observations.from_arrays(grid, {"x": flux}, sigma={"x": sigma})).transforms["x"].stretch
+    assert len(set(one)) == 1 and one[0] == max(np.nanmedian(np.abs(flux)), 3 * np.median(sigma[np.isfinite(flux)]))
 
 
 def test_arrays_rebuild_the_scaler():

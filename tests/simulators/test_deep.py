@@ -39,6 +39,20 @@ def test_fluxes_scatter_by_their_error_bars(table):
     assert (part.sigma > FLOOR * np.abs(part.value)).all()
 
 
+def test_exposures_of_a_galaxy_share_its_light_alone():
+    table, once = deep_galaxies(30, seed=2, exposures=3), deep_galaxies(30, seed=2)
+    np.testing.assert_array_equal(table.group[::3], once.ids)
+    assert len(set(table.ids)) == 90
+    for name in ("labels", "true_photometry", "true_kind"):
+        for k in range(3):
+            np.testing.assert_array_equal(table.parts[name].value[k::3], once.parts[name].value)
+    part = table.parts["photometry"]
+    pull = (part.value - table.parts["true_photometry"].value) / part.sigma
+    assert abs(np.corrcoef(pull[::3].ravel(), pull[1::3].ravel())[0, 1]) < 0.3  # 210 pairs
+    first, second = table.split(0.5, seed=0, by="group")
+    assert not set(first.group) & set(second.group)
+
+
 def test_error_bars_are_widened_by_the_floor(table):
     part = table.parts["photometry"]
     np.testing.assert_allclose(

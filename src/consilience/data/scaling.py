@@ -178,7 +178,7 @@ def _fit(spec: ModalitySpec, part: Modality) -> CellTransform:
             raise DataError(f"Expected positive values in '{spec.name}' (scale 'log'); got {np.nanmin(x):g}.")
         x = np.log(x)
     elif spec.scaling == "asinh":
-        stretch = _softening(part, x) * ones
+        stretch = _softening(spec, part, x)
         x = np.arcsinh(x / stretch)
     count = np.isfinite(x).sum(axis=0)
     middle = np.nanmedian if spec.scaling == "robust" else np.nanmean
@@ -196,13 +196,26 @@ def _fit(spec: ModalitySpec, part: Modality) -> CellTransform:
     return CellTransform(location, np.where(scale > 1e-12 * whole_scale, scale, whole_scale), stretch)
 
 
-def _softening(part: Modality, x: FloatArray) -> float:
-    """a of the asinh map: the median |x|, but where noise prevails three error bars, below which the map is linear."""
-    noise = 0.0
-    if part.sigma is not None:
-        stated = part.sigma[part.measured & np.isfinite(part.sigma)]
-        noise = 3 * float(np.median(stated)) if len(stated) else 0.0
-    return _positive(max(float(np.nanmedian(np.abs(x))), noise))
+def _softening(spec: ModalitySpec, part: Modality, x: FloatArray) -> FloatArray:
+    r"""a of the asinh map: three error bars, so that the map is linear where noise prevails.
+
+    Without error bars it is the median :math:`|x|`. Named cells have one each, as one may be deeper than another by
+    decades; those of a grid share one, no less than their median, since most are faint and the bright ones matter.
+
+    References:
+        Lupton, Gunn & Szalay 1999, AJ 118, 1406.
+    """
+    sigma = np.full(x.shape, np.nan) if part.sigma is None else np.where(part.measured, part.sigma, np.nan)
+    if not spec.cells:
+        return _positive(max(_median(np.abs(x)), 3 * _median(sigma))) * np.ones(spec.shape)
+    each = [(3 * _median(sigma[:, c]), _median(np.abs(x[:, c]))) for c in range(spec.size)]
+    return np.array([noise or typical or 1.0 for noise, typical in each])
+
+
+def _median(x: FloatArray) -> float:
+    """Of finite elements; 0 of none."""
+    there = x[np.isfinite(x)]
+    return float(np.median(there)) if len(there) else 0.0
 
 
 def _half_width(x: FloatArray, axis: int | None = None) -> FloatArray:

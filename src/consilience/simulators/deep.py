@@ -77,7 +77,8 @@ def _bands(name: str, cell: str) -> ModalitySpec:
 
 
 SCHEMA = Schema(
-    id="galaxy",
+    id="id",
+    group="galaxy",
     modalities=(
         _bands("photometry", "flux"),
         ModalitySpec(name="labels", cells=(Cell(name="ln_1pz", ucd="src.redshift.phot"),), axis="label"),
@@ -87,8 +88,11 @@ SCHEMA = Schema(
 )
 
 
-def deep_galaxies(n: int, *, seed: int, workers: int = 1) -> Observations:
+def deep_galaxies(n: int, *, seed: int, exposures: int = 1, workers: int = 1) -> Observations:
     r"""A table of n galaxies of a deep field: fluxes with error bars, redshifts, and the truth.
+
+    Of one galaxy there may be several rows with depths and noise of their own, which are a group: light takes long to
+    make, noise does not. Keep groups whole in every split.
 
     **Modalities.** ``photometry`` in ``BANDS``, μJy; ``labels``: ln(1 + z), in which photometric redshifts are about
     equally sure at all z.
@@ -98,6 +102,7 @@ def deep_galaxies(n: int, *, seed: int, workers: int = 1) -> Observations:
     Arguments:
         n: Number of galaxies, of 15 ms each.
         seed: Seed of the generator; the same arguments give the same table, however many the workers.
+        exposures: Rows of each galaxy.
         workers: Processes, of 0.7 GB each. A script that asks for more than one must guard the call with
             ``if __name__ == "__main__":``.
 
@@ -109,8 +114,8 @@ def deep_galaxies(n: int, *, seed: int, workers: int = 1) -> Observations:
         >>> table.parts["photometry"].value.shape, table.schema["labels"].cell_names()
         ((2, 7), ['ln_1pz'])
     """
-    if min(n, workers) < 1:
-        raise RequestError(f"Expected n and workers of at least 1; got n={n} and workers={workers}. Change them.")
+    if min(n, exposures, workers) < 1:
+        raise RequestError(f"Expected n, exposures and workers of at least 1; got {n}, {exposures}, {workers}.")
     bagpipes()
     rng = np.random.default_rng(seed)
     magnitude = rng.uniform(*MAGNITUDES, n)
@@ -121,17 +126,24 @@ def deep_galaxies(n: int, *, seed: int, workers: int = 1) -> Observations:
     made = together(list(mapped(partial(light, grid=None, bands=BANDS, bluest=BLUEST), chunks, workers)))
     # a galaxy is as massive as its magnitude asks for
     true = made.photometry * (10 ** (0.4 * (23.9 - magnitude)) / made.photometry[:, REFERENCE])[:, None]
-    shared = np.repeat(rng.standard_normal((n, 2)) * SCATTER, (4, 3), axis=1)
-    depth = 10 ** (DEPTHS - FALL * (magnitude[:, None] - 25) + shared)
-    flux = true + np.hypot(depth, FLOOR * true) * rng.standard_normal(true.shape)
+    row = np.repeat(np.arange(n), exposures)
+    flux, depth = _exposed(true[row], magnitude[row], rng)
     values = {
         "photometry": flux,
-        "labels": np.log1p(redshift)[:, None],
-        "true_photometry": true,
-        "true_kind": kind.astype(float),
+        "labels": np.log1p(redshift)[row, None],
+        "true_photometry": true[row],
+        "true_kind": kind[row].astype(float),
     }
-    ids = [f"D{row:06d}" for row in range(n)]
-    return widened(Observations.from_arrays(SCHEMA, values, sigma={"photometry": depth}, ids=ids))
+    galaxy = [f"D{number:06d}" for number in row]
+    ids = galaxy if exposures == 1 else [f"{name}-{k % exposures}" for k, name in enumerate(galaxy)]
+    return widened(Observations.from_arrays(SCHEMA, values, sigma={"photometry": depth}, ids=ids, group=galaxy))
+
+
+def _exposed(true: FloatArray, magnitude: FloatArray, rng: np.random.Generator) -> tuple[FloatArray, FloatArray]:
+    """Fluxes with noise, and their error bars without the floor, (N, B) each."""
+    shared = np.repeat(rng.standard_normal((len(true), 2)) * SCATTER, (4, 3), axis=1)
+    depth = 10 ** (DEPTHS - FALL * (magnitude[:, None] - 25) + shared)
+    return true + np.hypot(depth, FLOOR * true) * rng.standard_normal(true.shape), depth
 
 
 def widened(table: Observations) -> Observations:

@@ -45,6 +45,7 @@ class Settings(Frozen):
     """Sizes of the simulation and of what is measured."""
 
     galaxies: int = Field(ge=40)
+    exposures: int = Field(ge=1)  # of each, that the flow sees
     draws: int = Field(ge=20)
     near: float = Field(gt=0)
     resampled: int = Field(ge=20)  # bootstraps of the galaxies
@@ -69,12 +70,13 @@ def run(config: StudyConfig, data: Path | None, *, seed: int, quick: bool, out: 
     if not isinstance(family, VAEFlow) or family.images:
         raise SchemaError(f"Expected a VAEFlow without images for photoz; got {family!r}.")
     kept, real = Kept(out, family, config.config.train, size), field(data)
-    simulated = deep_galaxies(size.galaxies, seed=seed)
-    train, test = simulated.split(0.9, seed=seed)
+    simulated = deep_galaxies(size.galaxies, seed=seed, exposures=size.exposures)
+    train, test = simulated.split(0.9, seed=seed, by="group")
+    once, test = _once(train), _once(test)
     options = config.config.train.model_copy(update={"seed": seed})
     shown = ("photometry", "labels")
     fitted = kept.model(f"seed {seed}", lambda: fit(family, train.select(*shown).renumbered(), options))
-    library = train.parts["true_photometry"].value, train.parts["labels"].value[:, 0]
+    library = once.parts["true_photometry"].value, once.parts["labels"].value[:, 0]
     rows, heads = list[list[Any]](), list[str]()
     numbers: dict[str, float | int | bool | None] = {"galaxies": len(real)}
     for name, table in {"simulated": test.select(*shown)[:SIMULATED], "": real}.items():
@@ -159,6 +161,12 @@ def templates(
         weight = np.exp(-0.5 * (chi2 - chi2.min()))
         found[:, row] = rng.choice(library[1], draws, p=weight / weight.sum())
     return found
+
+
+def _once(rows: Observations) -> Observations:
+    """One row of each galaxy."""
+    assert rows.group is not None, "the simulator's"
+    return rows[np.unique(rows.group, return_index=True)[1]]
 
 
 def _scores(draws: FloatArray, truth: FloatArray) -> dict[str, float]:
