@@ -53,11 +53,8 @@ def ran(tmp_path, *words):
     return numbers, found.stdout
 
 
-def test_quasars_twice_gives_the_same_numbers(tmp_path):
+def test_quasars(tmp_path):
     numbers, text = ran(tmp_path, "quasars", "--seed", 3)
-    again, _ = ran(tmp_path / "again", "quasars", "--seed", 3)
-    known = set(numbers) - {"meta", "seconds", "peak_gb"}
-    assert {key: again[key] for key in known} == {key: numbers[key] for key in known}
     assert numbers["meta"]["seed"] == 3
     assert numbers["missing_fraction"] > 0.4
     own = [numbers[f"nlpd_{cell}_model"] for cell in ("log_lbol", "log_mbh", "log_edd", "slope")]
@@ -493,7 +490,7 @@ def test_shorter_exposures_scatter_by_their_error_bars():
     np.testing.assert_array_equal(other.state, part.state)
 
 
-def test_photoz(tmp_path):
+def test_photoz_twice_gives_the_same_numbers(tmp_path):
     """On a file in the catalogue's layout, with redshifts of half of its galaxies and one flux missing."""
     made = deep_galaxies(24, seed=9)
     part, z = made.parts["photometry"], np.expm1(made.parts["labels"].value[:, 0])
@@ -503,6 +500,9 @@ def test_photoz(tmp_path):
     columns["f_irimk"][3] = np.nan
     Table(columns).write(tmp_path / "hdfn.parquet")
     numbers, text = ran(tmp_path, "photoz", "--data", str(tmp_path))
+    again, _ = ran(tmp_path / "again", "photoz", "--data", str(tmp_path))
+    known = set(numbers) - {"meta", "seconds", "peak_gb"}
+    assert {key: again[key] for key in known} == {key: numbers[key] for key in known}
     assert numbers["galaxies"] == 12
     names = ("nmad", "outlier_fraction", "coverage68", "nmad_templates_simulated", "crps_minus_templates_near_high95")
     assert np.isfinite([numbers[name] for name in names]).all()
