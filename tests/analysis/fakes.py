@@ -50,9 +50,8 @@ class World:
         x = z @ self.w.T + self.b + self.scatter * rng.normal(size=(n, len(self.b)))
         sigma = rng.uniform(0.05, 0.3, size=x.shape)
         y = x + sigma * rng.normal(size=x.shape)
-        y[:, self.slices["spectrum"]] = np.where(
-            rng.uniform(size=(n, self.sizes[0])) < missing, np.nan, y[:, self.slices["spectrum"]]
-        )
+        first = slice(self.sizes[0])
+        y[:, first] = np.where(rng.uniform(size=(n, self.sizes[0])) < missing, np.nan, y[:, first])
         pick = {m: (slice(None), s) for m, s in self.slices.items()}
         return Observations.from_arrays(
             self.schema,

@@ -1,5 +1,6 @@
 """Questions asked of any fitted model; each returns a frozen result with ``table``, ``figure`` and ``save``."""
 
+from consilience.analysis.attribution import Attribution, attribution
 from consilience.analysis.base import AbstractResult
 from consilience.analysis.baselines import BoostedTrees, MeanBaseline, RidgePCA
 from consilience.analysis.calibration import Bands, Calibration, calibration
@@ -17,6 +18,7 @@ from consilience.analysis.uncertainty import Uncertainty, uncertainty
 
 __all__ = [
     "AbstractResult",
+    "Attribution",
     "Bands",
     "BlockInformation",
     "BoostedTrees",
@@ -33,6 +35,7 @@ __all__ = [
     "RidgePCA",
     "Traversals",
     "Uncertainty",
+    "attribution",
     "block_information",
     "calibration",
     "compare",

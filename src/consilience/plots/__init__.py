@@ -1,5 +1,6 @@
 """Pictures of plain arrays and draws; the only importer of matplotlib. Every function returns a ``Figure``."""
 
+from consilience.plots.attribution import heat_map, waterfall
 from consilience.plots.checks import CoverageBand, calibration, joint_coverage, predicted_vs_true
 from consilience.plots.corner import corner
 from consilience.plots.curves import Profile, Trend, curve_families, history, methods, profiles, trends
@@ -20,6 +21,7 @@ __all__ = [
     "compared_images",
     "corner",
     "curve_families",
+    "heat_map",
     "history",
     "image_grid",
     "joint_coverage",
@@ -34,5 +36,6 @@ __all__ = [
     "svg",
     "tracks",
     "trends",
+    "waterfall",
     "with_unit",
 ]
