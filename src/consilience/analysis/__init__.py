@@ -15,6 +15,7 @@ from consilience.analysis.probes import Probes, probes
 from consilience.analysis.reconstruction import Reconstruction, reconstruction
 from consilience.analysis.traversals import Traversals, traversals
 from consilience.analysis.uncertainty import Uncertainty, uncertainty
+from consilience.analysis.what_next import WhatNext, what_next
 
 __all__ = [
     "AbstractResult",
@@ -35,6 +36,7 @@ __all__ = [
     "RidgePCA",
     "Traversals",
     "Uncertainty",
+    "WhatNext",
     "attribution",
     "block_information",
     "calibration",
@@ -49,4 +51,5 @@ __all__ = [
     "reconstruction",
     "traversals",
     "uncertainty",
+    "what_next",
 ]
