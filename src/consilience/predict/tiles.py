@@ -13,7 +13,7 @@ from consilience.typing import FloatArray
 __all__ = ["TILE", "Tile", "conform", "seen", "tile_rows", "tiles"]
 
 TILE = 64  # objects in a tile; matrix products of one shape give a row the same bits wherever it stands
-TILE_CELLS = 2**15  # of all modalities in a tile: an object of many cells shares its tile with fewer others
+TILE_CELLS = 2**18  # of all modalities in a tile: an object of many cells shares its tile with fewer others
 
 
 @dataclass(frozen=True, slots=True)
