@@ -143,13 +143,26 @@ def test_latent_writes_means_and_deviations(folder, tmp_path):
     np.testing.assert_allclose(cs.read(out).parts["shared"].sigma, expected.std["shared"])
 
 
-@pytest.mark.parametrize("question", ["calibration", "reconstruction", "imputation"])
+ANSWERED = ["calibration", "joint-calibration", "attribution", "reconstruction", "imputation"]
+
+
+@pytest.mark.parametrize("question", ANSWERED)
 def test_analyse_answers(folder, tmp_path, question):
     words = ("analyse", folder / "model", folder / "data.parquet", "--question", question, "--out", tmp_path / "new")
     found = call(*words)
     assert found.exit_code == 0, found.output
     for suffix in ("json", "csv", "png"):
         assert (tmp_path / "new" / f"{question}.{suffix}").stat().st_size > 0
+
+
+def test_analyse_says_what_to_observe_next(folder, tmp_path):
+    words = ("analyse", folder / "model", folder / "data.parquet", "--question", "what-next", "--targets", "y")
+    assert "lack a modality" in refused(*words, "--out", tmp_path)
+    cs.write(cs.read(folder / "data.parquet")[:6].hide("x"), tmp_path / "blind.parquet")
+    asked = ("analyse", folder / "model", tmp_path / "blind.parquet", *words[3:], "--out", tmp_path)
+    found = call(*asked, "--reference", folder / "data.parquet")
+    assert found.exit_code == 0, found.output
+    assert json.loads((tmp_path / "what-next.json").read_text())["modalities"] == ["x"]
 
 
 def test_analyse_with_a_reference(folder, tmp_path):

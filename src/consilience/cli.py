@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-ASKED = "calibration, reconstruction, imputation, outliers or comparison."
+ASKED = (
+    "calibration, joint-calibration, attribution, uncertainty, what-next, reconstruction, imputation, outliers or "
+    "comparison."
+)
 NAMED = (
     "factors, fly, galaxies, galaxies-flow, hyperspectral, neural-sim, photoz, quasars, quasars-hst, quasars-sdss "
     "or rat."

@@ -178,13 +178,13 @@ def _gains(question: Question, name: str, errors: FloatArray, n: int, seed: int)
     fitted, given, targets = question.fitted, question.given, list(question.targets)
     drawn = fitted.sample(given, [*targets, name], n=n, seed=seed).values
     value = _measured(fitted.schema[name], drawn[name], errors, np.random.default_rng(seed))
-    found = []
-    for s in range(n):
-        truth = replace(given, parts={**given.parts, **{t: _known(given.parts[t], drawn[t][s]) for t in targets}})
-        told = replace(given, parts={**given.parts, name: _known(given.parts[name], value[s], errors)})
-        after, before = (_densities(fitted, truth, targets, context) for context in (told, given))
-        found.append(after - before)
-    return np.stack(found) / np.log(2)
+    given = given[np.tile(np.arange(len(given)), n)]  # a row for each draw: models answer many rows at once
+    known = {t: _known(given.parts[t], drawn[t].reshape(given.parts[t].value.shape)) for t in targets}
+    truth = replace(given, parts={**given.parts, **known})
+    seen = _known(given.parts[name], value.reshape(given.parts[name].value.shape), errors)
+    told = replace(given, parts={**given.parts, name: seen})
+    after, before = (_densities(fitted, truth, targets, context) for context in (told, given))
+    return (after - before).reshape(n, -1, after.shape[1]) / np.log(2)
 
 
 def _densities(fitted: "Fitted", truth: Observations, targets: list[str], given: Observations) -> FloatArray:

@@ -11,7 +11,13 @@ from consilience.predict.fitted import Fitted
 
 __all__ = ["QUESTIONS", "ask"]
 
-QUESTIONS = ("calibration", "reconstruction", "imputation", "outliers", "comparison")
+OF_TARGETS = {  # given the rest
+    "calibration": analysis.calibration,
+    "joint-calibration": analysis.joint_calibration,
+    "attribution": analysis.attribution,
+    "uncertainty": analysis.uncertainty,
+}
+QUESTIONS = (*OF_TARGETS, "what-next", "reconstruction", "imputation", "outliers", "comparison")
 
 
 def ask(
@@ -30,8 +36,9 @@ def ask(
         fitted: Any fitted model.
         obs: Rows to ask about.
         targets: Modalities asked for; the analysis's own default when empty.
-        given: Modalities shown to the model (calibration, comparison); all but the targets when empty.
-        reference: Ordinary rows (outliers) or the model's training rows (comparison).
+        given: Modalities shown to the model (questions about targets, comparison); all but the targets when empty.
+        reference: Ordinary rows (outliers), the model's training rows (comparison), or rows whose error bars a new
+            measurement would have (what-next; ``obs`` themselves when absent).
 
     Raises:
         RequestError: an unknown question, a name that the schema lacks, or no reference where one is needed.
@@ -43,9 +50,11 @@ def ask(
     for name in (*targets, *given):
         obs.schema[name]
     asked = tuple(targets) or tuple(name for name in default_targets(fitted.schema) if name in obs.schema)
-    if question == "calibration":
-        hidden = [name for name in obs.schema.names if name in asked or (given and name not in given)]
-        return analysis.calibration(fitted, obs, asked, given=obs.hide(*hidden))
+    hidden = [name for name in obs.schema.names if name in asked or (given and name not in given)]
+    if question in OF_TARGETS:
+        return OF_TARGETS[question](fitted, obs, asked, given=obs.hide(*hidden))
+    if question == "what-next":
+        return analysis.what_next(fitted, obs.hide(*hidden), asked, like=reference or obs)
     if question == "reconstruction":
         return analysis.reconstruction(fitted, obs, list(targets) or None)
     if question == "imputation":
