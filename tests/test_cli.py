@@ -143,7 +143,15 @@ def test_latent_writes_means_and_deviations(folder, tmp_path):
     np.testing.assert_allclose(cs.read(out).parts["shared"].sigma, expected.std["shared"])
 
 
-ANSWERED = ["calibration", "joint-calibration", "attribution", "reconstruction", "imputation"]
+ANSWERED = [
+    "calibration",
+    "conditional-calibration",
+    "joint-calibration",
+    "pattern-calibration",
+    "attribution",
+    "reconstruction",
+    "imputation",
+]
 
 
 @pytest.mark.parametrize("question", ANSWERED)

@@ -5,12 +5,15 @@ from consilience.analysis.base import AbstractResult
 from consilience.analysis.baselines import BoostedTrees, MeanBaseline, RidgePCA
 from consilience.analysis.calibration import Bands, Calibration, calibration
 from consilience.analysis.comparison import Comparison, compare
+from consilience.analysis.conditional import ConditionalCalibration, conditional_calibration
 from consilience.analysis.contributions import Contributions, contributions
 from consilience.analysis.discs import Discs, discs
+from consilience.analysis.highest_density import HighestDensity, highest_density
 from consilience.analysis.imputation import Imputation, imputation
 from consilience.analysis.information import BlockInformation, block_information, ksg
 from consilience.analysis.joint import JointCalibration, joint_calibration
 from consilience.analysis.outliers import Outliers, outliers
+from consilience.analysis.pattern_calibration import PatternCalibration, pattern_calibration
 from consilience.analysis.probes import Probes, probes
 from consilience.analysis.reconstruction import Reconstruction, reconstruction
 from consilience.analysis.traversals import Traversals, traversals
@@ -25,12 +28,15 @@ __all__ = [
     "BoostedTrees",
     "Calibration",
     "Comparison",
+    "ConditionalCalibration",
     "Contributions",
     "Discs",
+    "HighestDensity",
     "Imputation",
     "JointCalibration",
     "MeanBaseline",
     "Outliers",
+    "PatternCalibration",
     "Probes",
     "Reconstruction",
     "RidgePCA",
@@ -41,12 +47,15 @@ __all__ = [
     "block_information",
     "calibration",
     "compare",
+    "conditional_calibration",
     "contributions",
     "discs",
+    "highest_density",
     "imputation",
     "joint_calibration",
     "ksg",
     "outliers",
+    "pattern_calibration",
     "probes",
     "reconstruction",
     "traversals",

@@ -27,11 +27,12 @@ SHOWN = 6  # columns of the figure
 
 @dataclass(frozen=True, slots=True)
 class Bands:
-    """Which coverages are scored, and how sure the band is."""
+    """Which coverages are scored, how sure the band is, and what is judged apart."""
 
     levels: tuple[float, ...] = (0.5, 0.68, 0.9, 0.95)  # of central intervals, increasing
     confidence: float = 0.99  # of all cells and levels together
     bins: int = 20  # of the PIT histogram
+    least: int = 200  # rows of a pattern of missing cells that is judged by itself
 
 
 @dataclass(frozen=True)
@@ -149,10 +150,11 @@ def calibration(
     if not np.isfinite(truth).any():
         raise DataError(f"Expected measured cells of {list(question.targets)}; got none. Pass rows with known truth.")
     names, units = zip(*((q.name, q.unit) for q in question.cells()), strict=True)
-    return _judge(names, units, question.readable, bands, truth, _scored(question, truth, n, seed))
+    return judged(names, units, question.readable, bands, truth, score_cells(question, truth, n, seed))
 
 
-def _scored(question: Question, truth: FloatArray, n: int, seed: int) -> dict[str, FloatArray]:
+def score_cells(question: Question, truth: FloatArray, n: int, seed: int) -> dict[str, FloatArray]:
+    """PIT, CRPS, mean, standard deviation and negative log density of every target cell of every row, each (N, C)."""
     found = {key: np.full(truth.shape, np.nan) for key in ("pit", "crps", "mean", "sd", "nlpd")}
     rng = np.random.default_rng(seed)
     density = "density" in question.fitted.capabilities
@@ -168,7 +170,7 @@ def _scored(question: Question, truth: FloatArray, n: int, seed: int) -> dict[st
     return found
 
 
-def _judge(
+def judged(
     cells: tuple[str, ...],
     units: tuple[str, ...],
     given: tuple[str, ...],
@@ -176,6 +178,7 @@ def _judge(
     truth: FloatArray,
     scored: dict[str, FloatArray],
 ) -> Calibration:
+    """The verdict on rows whose cells were scored; arrays as :func:`score_cells` gives them."""
     u, levels = scored["pit"], np.array(bands.levels)
     rows = np.isfinite(u).sum(axis=0)
     used = max(int((rows > 0).sum()), 1)

@@ -62,13 +62,16 @@ def calibration(pit: Mapping[str, FloatArray], bands: Mapping[str, CoverageBand]
     return figure
 
 
-def joint_coverage(u: FloatArray, band: CoverageBand, confidence: float) -> Figure:
+def joint_coverage(
+    u: FloatArray, band: CoverageBand, confidence: float, what: str = "share of draws nearer to the reference"
+) -> Figure:
     """Coverage minus nominal level of joint posteriors, and the histogram of u (N,), each with its band.
 
     Arguments:
-        u: Share of draws that are nearer to a reference than the truth, uniform if posteriors are right.
+        u: Uniform if posteriors are right; a region of content l holds the truth where u is at most l.
         band: Simultaneous bands.
         confidence: Their confidence, for the legend.
+        what: u in words.
 
     Example:
         >>> band = CoverageBand(np.array([0.5, 0.9]), np.array([0.4, 0.8]), np.array([0.6, 1.0]), 0.5, 1.5, 10)
@@ -81,7 +84,7 @@ def joint_coverage(u: FloatArray, band: CoverageBand, confidence: float) -> Figu
         _coverage(left, 0.5 + 0.5 * u, band)  # regions grow from the reference, not from the middle
         _histogram(right, u, band)
         left.set(xlabel="nominal level", ylabel="coverage − nominal [points]")
-        right.set(xlabel="share of draws nearer to the reference", ylabel="density")
+        right.set(xlabel=what, ylabel="density")
         handles, texts = left.get_legend_handles_labels()
         figure.legend(handles, [text.format(100 * confidence) for text in texts], loc="outside lower center", ncols=3)
         figure.suptitle(f"joint posteriors (n = {len(u)})")

@@ -13,7 +13,10 @@ __all__ = ["QUESTIONS", "ask"]
 
 OF_TARGETS = {  # given the rest
     "calibration": analysis.calibration,
+    "conditional-calibration": analysis.conditional_calibration,
+    "highest-density": analysis.highest_density,
     "joint-calibration": analysis.joint_calibration,
+    "pattern-calibration": analysis.pattern_calibration,
     "attribution": analysis.attribution,
     "uncertainty": analysis.uncertainty,
 }
