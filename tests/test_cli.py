@@ -148,6 +148,7 @@ ANSWERED = [
     "conditional-calibration",
     "joint-calibration",
     "pattern-calibration",
+    "highest-density",
     "attribution",
     "reconstruction",
     "imputation",

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 ASKED = (
-    "calibration, conditional-calibration, highest-density, joint-calibration, pattern-calibration, attribution, "
-    "uncertainty, what-next, reconstruction, imputation, outliers or comparison."
+    "calibration, conditional-calibration, highest-density, joint-calibration, pattern-calibration, recalibration, "
+    "attribution, uncertainty, what-next, reconstruction, imputation, outliers or comparison."
 )
 NAMED = (
     "factors, fly, galaxies, galaxies-flow, hyperspectral, neural-sim, photoz, quasars, quasars-hst, quasars-sdss "

@@ -15,6 +15,7 @@ from consilience.analysis.joint import JointCalibration, joint_calibration
 from consilience.analysis.outliers import Outliers, outliers
 from consilience.analysis.pattern_calibration import PatternCalibration, pattern_calibration
 from consilience.analysis.probes import Probes, probes
+from consilience.analysis.recalibration import Recalibrated, recalibration
 from consilience.analysis.reconstruction import Reconstruction, reconstruction
 from consilience.analysis.traversals import Traversals, traversals
 from consilience.analysis.uncertainty import Uncertainty, uncertainty
@@ -38,6 +39,7 @@ __all__ = [
     "Outliers",
     "PatternCalibration",
     "Probes",
+    "Recalibrated",
     "Reconstruction",
     "RidgePCA",
     "Traversals",
@@ -57,6 +59,7 @@ __all__ = [
     "outliers",
     "pattern_calibration",
     "probes",
+    "recalibration",
     "reconstruction",
     "traversals",
     "uncertainty",

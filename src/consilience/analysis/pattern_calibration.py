@@ -30,8 +30,9 @@ SHOWN = 24  # patterns of the figure
 class PatternCalibration(AbstractResult):
     """The calibration of the rows of every pattern of missingness, the most frequent first.
 
-    ``each`` holds P of them, of ``patterns``; rows of patterns rarer than the bands' ``least`` are judged together, as "others".
-    The bands of all patterns hold together with the confidence asked for, and so do ``inside_band`` and ``pvalue``.
+    ``each`` holds P of them, of ``patterns``; rows of patterns rarer than the bands' ``least`` are judged together, as
+    "others". Bands of all patterns hold together with the confidence asked for, and so do ``inside_band`` and
+    ``pvalue``.
     """
 
     name: ClassVar[str] = "pattern-calibration"
@@ -92,8 +93,8 @@ def pattern_calibration(
         obs: Rows that the model was not trained on, targets measured.
         targets: Modalities to score; by default those with named cells.
         given: What the model is shown, same rows; by default ``obs`` with the targets hidden.
-        bands: Levels, bins, the rows of a pattern that is judged by itself, and the confidence of all patterns, cells and
-            levels together.
+        bands: Levels, bins, the rows of a pattern that is judged by itself, and the confidence of all patterns, cells
+            and levels together.
         n: Draws per object.
         seed: Of the draws and of the randomised PIT.
 

@@ -1,8 +1,7 @@
 """A fitted model and its verbs: sample, summarise, impute, latent, decode, log_prob, generate, save."""
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,8 @@ from consilience.data.scaling import Scaler
 from consilience.data.schema import Schema, nearest
 from consilience.errors import CapabilityError, MemoryLimitError, RequestError
 from consilience.models.base import AbstractFamily, AbstractModel, Conditional, HasDecoders, HasDensity, HasLatent
+from consilience.predict.recalibration import REFERENCE, SEED, Recalibration
+from consilience.predict.statistics import statistic
 from consilience.predict.storage import read_model, write_model
 from consilience.predict.tiles import Tile, conform, seen, tiles
 from consilience.train.config import TrainConfig
@@ -23,10 +24,6 @@ from consilience.typing import FloatArray, PathOrStr, StringArray
 __all__ = ["Density", "Fitted", "load"]
 
 LIMIT = 4 * 2**30  # bytes that one call may return
-STATISTICS: Mapping[str, Callable[[FloatArray], FloatArray]] = {
-    "mean": lambda draws: draws.mean(axis=0),
-    "std": lambda draws: draws.std(axis=0),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +49,7 @@ class Fitted:
         provenance: Versions, seeds, number of rows, time.
         calibration: Coverage measured on held-out rows, or None where none were held out.
         history: Terms of the objective while training.
+        recalibration: Maps that every draw of their targets goes through (:func:`consilience.analysis.recalibration`).
     """
 
     members: tuple[AbstractModel, ...]
@@ -61,6 +59,7 @@ class Fitted:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     calibration: Mapping[str, Any] | None = None
     history: Sequence[Mapping[str, float]] = ()
+    recalibration: Recalibration | None = None
 
     @property
     def schema(self) -> Schema:
@@ -69,8 +68,8 @@ class Fitted:
 
     @property
     def capabilities(self) -> frozenset[str]:
-        """What this family can do, among density, latent, generate and limits."""
-        return self.members[0].capabilities
+        """What this family can do, among density, latent, generate and limits; recalibrated draws have no density."""
+        return self.members[0].capabilities - (frozenset() if self.recalibration is None else {"density"})
 
     def answers(self, readable: frozenset[str], producible: frozenset[str]) -> bool:
         """Whether the model can draw ``producible`` given any cells of ``readable``."""
@@ -133,7 +132,7 @@ class Fitted:
             RequestError: an unknown target or statistic, or n < 1.
         """
         names = self._targets(obs, targets, n)
-        functions = {key: _statistic(key) for key in statistics}
+        functions = {key: statistic(key) for key in statistics}
         found = {name: {k: np.empty((len(obs), *self.schema[name].shape)) for k in functions} for name in names}
         for tile, draws in self._draws(obs, names, n, seed, method):
             for name in names:
@@ -285,6 +284,7 @@ class Fitted:
                 "provenance": dict(self.provenance),
                 "calibration": None if self.calibration is None else dict(self.calibration),
                 "history": [dict(row) for row in self.history],
+                "recalibration": None if self.recalibration is None else self.recalibration.model_dump(mode="json"),
             },
             self.scaler,
         )
@@ -312,7 +312,7 @@ class Fitted:
                 drawn = self._condition(model, tile.obs).sample(names, noise, mine, method)
                 for name in names:
                     pieces[name].append(drawn[name].double().cpu().numpy())
-            found = {}
+            found, reference = {}, self._reference(tile, names, method)
             for name in names:
                 draws = np.concatenate(pieces[name]).reshape(n, len(tile.obs), *self.schema[name].shape)
                 found[name] = self.scaler.inverse(name, draws)
@@ -322,8 +322,18 @@ class Fitted:
                         f"error/{name}", n, self.schema[name].shape
                     )
                     found[name][:, : tile.rows] += normal.numpy() * np.nan_to_num(sigma[tile.place], nan=0.0)
+                if self.recalibration is not None and name in reference:
+                    error = None if sigma is None else np.resize(sigma[tile.place], draws.shape[1:])
+                    found[name] = self.recalibration.applied(name, found[name], reference[name], error, tile.obs)
                 found[name][:, tile.obs.parts[name].state == 0] = np.nan
             yield tile, found
+
+    def _reference(self, tile: Tile, names: tuple[str, ...], method: str) -> dict[str, FloatArray]:
+        mapped = () if self.recalibration is None else tuple(n for n in names if n in self.recalibration.targets)
+        if not mapped:
+            return {}
+        ((_, found),) = replace(self, recalibration=None)._draws(tile.obs, mapped, REFERENCE, SEED, method)
+        return found
 
     def _scored(
         self, obs: Observations, names: tuple[str, ...], given: Observations | None
@@ -383,18 +393,8 @@ def load(path: PathOrStr, device: str = "cpu") -> Fitted:
     """
     saved = read_model(path, device)
     rest = (saved.record[key] for key in ("provenance", "calibration", "history"))
-    return Fitted(saved.members, saved.family, saved.scaler, saved.config, *rest)
+    return Fitted(saved.members, saved.family, saved.scaler, saved.config, *rest, recalibration=saved.recalibration)
 
 
 def _names(targets: Sequence[str]) -> tuple[str, ...]:
     return (targets,) if isinstance(targets, str) else tuple(targets)
-
-
-def _statistic(key: str) -> Callable[[FloatArray], FloatArray]:
-    if key in STATISTICS:
-        return STATISTICS[key]
-    match = re.fullmatch(r"q(\d+(?:\.\d+)?)", key)
-    if not match or not 0 <= float(match[1]) <= 100:
-        raise RequestError(f"Expected statistics 'mean', 'std' or a percentile such as 'q16'; got {key!r}.")
-    percent = float(match[1])
-    return lambda draws: np.percentile(draws, percent, axis=0)

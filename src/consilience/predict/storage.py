@@ -22,6 +22,7 @@ from consilience.data.schema import Schema, validated
 from consilience.errors import ModelFileError, RequestError
 from consilience.models import family_from
 from consilience.models.base import AbstractFamily, AbstractModel
+from consilience.predict.recalibration import Recalibration
 from consilience.train.config import TrainConfig
 from consilience.typing import PathOrStr
 
@@ -41,6 +42,7 @@ class SavedModel:
     scaler: Scaler
     config: TrainConfig
     record: Mapping[str, Any]
+    recalibration: Recalibration | None
 
 
 def write_model(
@@ -101,6 +103,8 @@ def read_model(path: PathOrStr, device: str = "cpu") -> SavedModel:
         schema = validated(Schema, record["schema"], where=str(path))
         config = validated(TrainConfig, record["config"], where=str(path))
         family = family_from(record["family"])
+        maps = record.get("recalibration")
+        recalibration = None if maps is None else validated(Recalibration, maps, where=str(path))
         arrays = {n.removeprefix("scaler/"): t.numpy() for n, t in tensors.items() if n.startswith("scaler/")}
         scaler = Scaler.from_arrays(schema, arrays)
         members = tuple(
@@ -108,7 +112,7 @@ def read_model(path: PathOrStr, device: str = "cpu") -> SavedModel:
         )
     except (SafetensorError, AttributeError, LookupError, TypeError, ValueError, RuntimeError, RequestError) as error:
         raise ModelFileError(f"Expected a consilience model in {path}; got: {error}. Fit and save it anew.") from error
-    return SavedModel(members, family, scaler, config, record)
+    return SavedModel(members, family, scaler, config, record, recalibration)
 
 
 def _check(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

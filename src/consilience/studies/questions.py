@@ -17,6 +17,7 @@ OF_TARGETS = {  # given the rest
     "highest-density": analysis.highest_density,
     "joint-calibration": analysis.joint_calibration,
     "pattern-calibration": analysis.pattern_calibration,
+    "recalibration": analysis.recalibration,
     "attribution": analysis.attribution,
     "uncertainty": analysis.uncertainty,
 }
