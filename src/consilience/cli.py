@@ -29,7 +29,7 @@ __all__ = ["app"]
 
 ASKED = (
     "calibration, conditional-calibration, highest-density, joint-calibration, pattern-calibration, recalibration, "
-    "attribution, uncertainty, what-next, reconstruction, imputation, outliers or comparison."
+    "attribution, decomposition, uncertainty, what-next, reconstruction, imputation, outliers or comparison."
 )
 NAMED = (
     "factors, fly, galaxies, galaxies-flow, hyperspectral, neural-sim, photoz, quasars, quasars-hst, quasars-sdss "

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import consilience as cs
-from consilience.analysis.information import contrastive, ksg
+from consilience.analysis.estimators import club, contrastive, gaussian_information, ksg
 from consilience.data.observations import Observations
 from consilience.data.samples import Latent
 from consilience.data.schema import ModalitySpec, Schema
@@ -69,6 +69,40 @@ def test_ksg_refuses_what_it_cannot_measure():
         ksg(x, y, neighbours=10)
     with pytest.raises(DataError, match="finite"):
         ksg(np.where(x > 0, np.nan, x), y)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("rho", [0.0, 0.6, 0.9])
+def test_gaussian_information_is_that_of_gaussians(rho, size):
+    found = [gaussian_information(*pair(rho, size, seed=seed)[:2]) for seed in range(4)]
+    assert np.mean(found) == pytest.approx(pair(rho, size)[2], abs=0.03)
+
+
+def test_gaussian_information_in_general_and_where_it_is_not_defined():
+    rng = np.random.default_rng(0)
+    mix = rng.normal(size=(5, 5))
+    z = rng.normal(size=(50_000, 5)) @ mix
+    covariance = mix.T @ mix
+    blocks = [np.linalg.slogdet(one)[1] for one in (covariance[:2, :2], covariance[2:, 2:], covariance)]
+    assert gaussian_information(z[:, :2], z[:, 2:]) == pytest.approx(
+        0.5 * (blocks[0] + blocks[1] - blocks[2]), abs=0.02
+    )
+    assert gaussian_information(z[:, :2], np.ones((50_000, 1))) == 0.0
+    assert abs(gaussian_information(z[:, :1], np.square(z[:, :1]))) < 0.01  # no correlation shows it
+    with pytest.raises(DataError, match="more rows"):
+        gaussian_information(z[:4], z[:4])
+    with pytest.raises(DataError, match="finite"):
+        gaussian_information(np.where(z > 0, np.nan, z), z)
+
+
+def test_club_is_its_own_exact_value_and_above_the_information():
+    x, y, expected = pair(0.6, 2, 6000)
+    found = club(x[:4000], y[:4000], x[4000:], y[4000:])
+    assert found == pytest.approx(2 * 0.36 / 0.64, rel=0.12) and found > expected
+    rng = np.random.default_rng(5)
+    assert abs(club(x[:4000], rng.normal(size=(4000, 2)), x[4000:], rng.normal(size=(2000, 2)))) < 0.05
+    with pytest.raises(DataError, match="20 rows"):
+        club(x[:10], y[:10], x, y)
 
 
 def test_info_nce_is_near_the_information_and_below_its_cap():

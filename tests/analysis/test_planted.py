@@ -44,9 +44,9 @@ def test_planted_errors_are_what_they_say(obs):
 def test_conditional_calibration_hears_what_the_model_did_not(obs):
     right, deaf, prior = (conditional_calibration(Planted(e), obs, n=150) for e in ("none", "ignored", "prior"))
     assert right.pvalue > 0.01 and deaf.pvalue < 1e-6 and prior.pvalue < 1e-6
-    assert right.sources == ("bands", "spectrum", "all") and right.cells == ("mass", "age")
+    assert right.sources == ("bands", "noise", "spectrum", "all") and right.cells == ("mass", "age")
     assert np.abs(right.position).max() < 0.02 and np.abs(right.width).max() < 0.02
-    bands, spectrum, both = deaf.position
+    bands, _, spectrum, both = deaf.position
     assert (bands > 0.1).all() and (np.abs(spectrum) < 0.02).all() and np.allclose(both, bands, atol=0.03)
     assert calibration(Planted("ignored"), obs, n=150).pvalue > 0.01  # which no rank alone gives away
 
@@ -110,7 +110,7 @@ def test_patterns_show_what_an_average_hides(obs):
 def test_tables_figures_and_files(obs, tmp_path):
     some = obs[:300]
     for result, rows in (
-        (conditional_calibration(Planted(), some, n=40), 6),
+        (conditional_calibration(Planted(), some, n=40), 8),
         (highest_density(Planted(), some, n=20), 1),
         (pattern_calibration(Planted(), some, bands=Bands(least=50), n=40), 4),
     ):

@@ -7,10 +7,17 @@ from consilience.analysis.calibration import Bands, Calibration, calibration
 from consilience.analysis.comparison import Comparison, compare
 from consilience.analysis.conditional import ConditionalCalibration, conditional_calibration
 from consilience.analysis.contributions import Contributions, contributions
+from consilience.analysis.decomposition import (
+    Decomposition,
+    PartialInformation,
+    decomposition,
+    partial_information,
+)
 from consilience.analysis.discs import Discs, discs
+from consilience.analysis.estimators import club, contrastive, gaussian_information, ksg
 from consilience.analysis.highest_density import HighestDensity, highest_density
 from consilience.analysis.imputation import Imputation, imputation
-from consilience.analysis.information import BlockInformation, block_information, ksg
+from consilience.analysis.information import BlockInformation, block_information
 from consilience.analysis.joint import JointCalibration, joint_calibration
 from consilience.analysis.outliers import Outliers, outliers
 from consilience.analysis.pattern_calibration import PatternCalibration, pattern_calibration
@@ -31,12 +38,14 @@ __all__ = [
     "Comparison",
     "ConditionalCalibration",
     "Contributions",
+    "Decomposition",
     "Discs",
     "HighestDensity",
     "Imputation",
     "JointCalibration",
     "MeanBaseline",
     "Outliers",
+    "PartialInformation",
     "PatternCalibration",
     "Probes",
     "Recalibrated",
@@ -48,15 +57,20 @@ __all__ = [
     "attribution",
     "block_information",
     "calibration",
+    "club",
     "compare",
     "conditional_calibration",
+    "contrastive",
     "contributions",
+    "decomposition",
     "discs",
+    "gaussian_information",
     "highest_density",
     "imputation",
     "joint_calibration",
     "ksg",
     "outliers",
+    "partial_information",
     "pattern_calibration",
     "probes",
     "recalibration",

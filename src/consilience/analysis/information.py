@@ -5,22 +5,17 @@ network reads of one block from the other (R²). None needs the model's own esti
 """
 
 import math
-from copy import deepcopy
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-import torch
-from scipy.spatial.distance import cdist
-from scipy.special import digamma
 from threadpoolctl import threadpool_limits
-from torch import Tensor
 
-from consilience.analysis.base import AbstractResult, tiles
+from consilience.analysis.base import AbstractResult
+from consilience.analysis.estimators import contrastive, ksg
 from consilience.analysis.reading import blocks_of, read, varies
 from consilience.analysis.scores import r_squared
-from consilience.blocks.information import Critic, info_nce
 from consilience.data.observations import Observations
 from consilience.errors import CapabilityError, DataError
 from consilience.typing import FloatArray
@@ -31,12 +26,9 @@ if TYPE_CHECKING:
     from consilience.plots.style import Figure
     from consilience.predict.fitted import Fitted
 
-__all__ = ["BlockInformation", "block_information", "contrastive", "ksg"]
+__all__ = ["BlockInformation", "block_information"]
 
 FEWEST = 50  # rows of each table
-HIDDEN = 64  # width of critics
-STEPS, RATE = 32, 1e-3  # of Adam between looks at the rows to stop by
-ROUNDS, PATIENCE = 100, 10  # most looks, and looks without a better critic
 
 
 @dataclass(frozen=True)
@@ -121,115 +113,6 @@ def block_information(
     first, second, kinds = zip(*keys, strict=True)
     distances, bound, r2 = np.array(found).T
     return BlockInformation(first, second, kinds, distances, bound, r2, math.log(batch))
-
-
-def ksg(x: FloatArray, y: FloatArray, *, neighbours: int = 3) -> float:
-    r"""Mutual information of two random vectors in nats, by the first estimator of Kraskov, Stoegbauer & Grassberger.
-
-    .. math:: \psi(k) + \psi(N) - \bigl\langle \psi(n_x + 1) + \psi(n_y + 1) \bigr\rangle
-
-    where :math:`n_x` (:math:`n_y`) other rows are nearer in x (in y) than the k-th neighbour is in both; distances are
-    the largest over columns, each in units of its standard deviation. A column that does not vary counts nothing.
-
-    The estimate is not a bound and may be below zero. Independent vectors give zero on average whatever their size, but
-    of dependent ones it finds the less the more columns there are, noise included: .46 of .45, .76 of .89 and .97 of
-    1.79 nats for 2 000 Gaussian rows that correlate by .6 in each of 2, 4 and 8 columns. With more than about five
-    columns read it as "at least", beside InfoNCE and what a network reads. Time grows with N².
-
-    Arguments:
-        x: Shape (N, …), flattened to columns.
-        y: Shape (N, …).
-        neighbours: k; more lower the variance and raise the bias.
-
-    Raises:
-        DataError: lengths that differ, too few rows, or values that are not finite.
-
-    Example:
-        >>> x = np.random.default_rng(0).standard_normal((500, 2))
-        >>> ksg(x[:, 0], x[:, 1]) < 0.1 < 1.0 < ksg(x[:, 0], x[:, 0] + 0.1 * x[:, 1])
-        True
-
-    References:
-        Estimating mutual information (Kraskov, Stoegbauer & Grassberger, 2004), eq. 8.
-    """
-    if len(x) != len(y) or not 1 <= neighbours < len(x):
-        raise DataError(f"Expected as many rows of both and more than {neighbours}; got {len(x)} and {len(y)}.")
-    columns = []
-    for one in (x.reshape(len(x), -1), y.reshape(len(y), -1)):
-        if not np.isfinite(one).all():
-            raise DataError("Expected finite values; got others. Leave those rows out.")
-        some = one[:, varies(one)]
-        columns.append(some / some.std(axis=0))
-    if not all(one.shape[1] for one in columns):
-        return 0.0
-    counts = np.empty((2, len(x)))
-    for rows in tiles(len(x), 4 * len(x)):
-        apart = np.stack([cdist(one[rows], one, "chebyshev") for one in columns])
-        nearest = np.partition(apart.max(axis=0), neighbours, axis=1)[:, neighbours]
-        counts[:, rows] = (apart < nearest[:, None]).sum(axis=-1)  # with the row itself: n + 1
-    counts = np.maximum(counts, 1)  # where the k-th neighbour is the row itself once more
-    return float(digamma(neighbours) + digamma(len(x)) - digamma(counts).sum(axis=0).mean())
-
-
-def contrastive(
-    x: FloatArray, y: FloatArray, x_held: FloatArray, y_held: FloatArray, *, batch: int = 256, seed: int = 0
-) -> float:
-    """InfoNCE on held rows of a critic fitted on others, in nats: a lower bound on average, at most log(batch).
-
-    A tenth of the rows to fit on tells when to stop; if no critic is better there than none, the bound is 0.
-
-    Arguments:
-        x: Rows to fit on, (N, Q).
-        y: Their partners, (N, P).
-        x_held: Rows on which the critic is measured, (M, Q), in whole batches of a random order.
-        y_held: Their partners, (M, P).
-        batch: Rows among which the critic finds the partner of each; all of fewer.
-        seed: Of the critic and the order of rows.
-
-    Raises:
-        DataError: fewer than twenty rows to fit on, or two held ones.
-    """
-    if len(x) < 20 or len(x_held) < 2:
-        raise DataError(f"Expected 20 rows to fit on and 2 held ones; got {len(x)} and {len(x_held)}.")
-    rng = np.random.default_rng(seed)
-    order, held = rng.permutation(len(x)), rng.permutation(len(x_held))  # rows of a sorted table are alike
-    stop, order = order[: len(x) // 10], order[len(x) // 10 :]
-    (a, a_held), (b, b_held) = _scaled(x, x_held[held]), _scaled(y, y_held[held])
-    with torch.random.fork_rng(devices=[]):  # layers draw from torch's global generator
-        torch.manual_seed(seed)
-        critic = Critic(a.shape[1], b.shape[1], HIDDEN)
-    optimiser = torch.optim.Adam(critic.parameters(), RATE)
-    best, state, waited = 0.0, None, 0
-    for _ in range(ROUNDS):
-        for _ in range(STEPS):
-            rows = order[rng.choice(len(order), min(batch, len(order)), replace=False)]
-            optimiser.zero_grad()
-            (-info_nce(critic(a[rows], b[rows]))).backward()
-            optimiser.step()
-        value, waited = _bound(critic, a[stop], b[stop], batch), waited + 1
-        if value > best:
-            best, state, waited = value, deepcopy(critic.state_dict()), 0
-        if waited == PATIENCE:
-            break
-    if state is None:
-        return 0.0
-    critic.load_state_dict(state)
-    return _bound(critic, a_held, b_held, batch)
-
-
-@torch.no_grad()
-def _bound(critic: Critic, x: Tensor, y: Tensor, batch: int) -> float:
-    """InfoNCE, the mean of whole batches of rows."""
-    size = min(batch, len(x))
-    whole = len(x) // size * size
-    pairs = zip(x[:whole].split(size), y[:whole].split(size), strict=True)
-    return float(torch.stack([info_nce(critic(a, b)) for a, b in pairs]).mean())
-
-
-def _scaled(x: FloatArray, other: FloatArray) -> tuple[Tensor, Tensor]:
-    """Both in units of the first, what does not vary at zero."""
-    centre, unit = x.mean(axis=0), np.where(varies(x), x.std(axis=0), np.inf)
-    return torch.from_numpy((x - centre) / unit).float(), torch.from_numpy((other - centre) / unit).float()
 
 
 def _alive(x: FloatArray, other: FloatArray) -> tuple[FloatArray, FloatArray]:

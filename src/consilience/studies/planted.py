@@ -9,8 +9,9 @@ import numpy as np
 
 from consilience.blocks.noise import Noise
 from consilience.data.observations import Observations
-from consilience.data.samples import Samples
+from consilience.data.samples import Predictive, Samples
 from consilience.data.schema import ModalitySpec, Schema
+from consilience.errors import RequestError
 from consilience.predict.fitted import Density
 from consilience.simulators.gaussian import LinearGaussian
 from consilience.typing import FloatArray
@@ -24,14 +25,16 @@ MISSING, LACKING = 0.1, 0.2  # share of cells, and of rows without their bands
 
 @lru_cache(maxsize=1)
 def world() -> LinearGaussian:
-    """A spectrum, five bands and two labels that share five latents, of which the labels' own makes them correlate."""
+    """A spectrum, five bands and two labels of five latents, one of which makes the labels correlate; some noise."""
     rng = np.random.default_rng(8)
-    loadings = {name: np.zeros((size, 5)) for name, size in (("spectrum", 12), ("bands", 5), ("labels", 2))}
+    loadings = {
+        name: np.zeros((size, 5)) for name, size in (("spectrum", 12), ("bands", 5), ("noise", 4), ("labels", 2))
+    }
     loadings["spectrum"][:, [0, 2]] = rng.standard_normal((12, 2))
     loadings["bands"][:, [0, 1, 3]] = rng.standard_normal((5, 3)) * [0.5, 1.0, 0.5]
     loadings["labels"][:] = [[0.9, 0.4, 0.0, 0.0, 0.6], [0.4, 0.8, 0.0, 0.0, 0.6]]
     sizes = {name: len(one) for name, one in loadings.items()}
-    noise = {"spectrum": 0.4, "bands": 0.3, "labels": 0.28}
+    noise = {"spectrum": 0.4, "bands": 0.3, "noise": 0.5, "labels": 0.28}
     return LinearGaussian(
         loadings,
         {name: np.zeros(size) for name, size in sizes.items()},
@@ -53,7 +56,7 @@ def survey(rows: int, *, seed: int) -> Observations:
 @lru_cache(maxsize=1)
 def _schema() -> Schema:
     labels = ModalitySpec(name="labels", cells=({"name": "mass"}, {"name": "age"}))  # pyright: ignore
-    return Schema(modalities=(*(world().schema[name] for name in ("spectrum", "bands")), labels))
+    return Schema(modalities=(*(world().schema[name] for name in ("spectrum", "bands", "noise")), labels))
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,25 @@ class Planted:
         normal = Noise(seed, obs.ids).normal("labels", n, mean.shape[1:]).double().numpy()
         draws = mean + np.einsum("ndk,snk->snd", np.linalg.cholesky(covariance), normal)
         return Samples(self.schema.select(list(targets)), {"labels": draws}, obs.ids, np.zeros(n, dtype=np.int64))
+
+    def summarise(
+        self,
+        obs: Observations,
+        targets: Sequence[str],
+        *,
+        statistics: Sequence[str] = ("mean",),
+        n: int = 1,
+        seed: int = 0,
+    ) -> Predictive:
+        """Exact means of the labels; ``n`` and ``seed`` change nothing.
+
+        Raises:
+            RequestError: another statistic.
+        """
+        if tuple(statistics) != ("mean",):
+            raise RequestError(f"Expected statistics=('mean',); got {statistics}.")
+        found = {"labels": {"mean": self._posterior(obs, None)[0]}}
+        return Predictive(self.schema.select(list(targets)), found, obs.ids, n)
 
     def log_prob(self, obs: Observations, targets: Sequence[str], *, given: Observations | None = None) -> Density:
         """Joint log density of the measured labels, (N,)."""

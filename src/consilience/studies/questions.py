@@ -19,6 +19,7 @@ OF_TARGETS = {  # given the rest
     "pattern-calibration": analysis.pattern_calibration,
     "recalibration": analysis.recalibration,
     "attribution": analysis.attribution,
+    "decomposition": analysis.decomposition,
     "uncertainty": analysis.uncertainty,
 }
 QUESTIONS = (*OF_TARGETS, "what-next", "reconstruction", "imputation", "outliers", "comparison")
