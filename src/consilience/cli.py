@@ -32,8 +32,8 @@ ASKED = (
     "attribution, decomposition, uncertainty, what-next, reconstruction, imputation, outliers or comparison."
 )
 NAMED = (
-    "factors, fly, galaxies, galaxies-flow, hyperspectral, neural-sim, photoz, quasars, quasars-hst, quasars-sdss "
-    "or rat."
+    "diagnostics, factors, fly, galaxies, galaxies-flow, hyperspectral, neural-sim, photoz, quasars, quasars-hst, "
+    "quasars-sdss or rat."
 )
 SIZES = "Another size: of quasars 1000 or 23000, of galaxies discs, frontier, grid, missing or rates."
 SIMULATORS = ("quasars", "gaussian")

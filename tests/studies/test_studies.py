@@ -532,3 +532,12 @@ def test_the_deep_field_is_read():
     assert len(table) == 114 and part.measured.all()
     assert (part.value < 0).any() and (part.sigma >= 0.05 * np.abs(part.value)).all()
     assert np.expm1(table.parts["labels"].value).max() == pytest.approx(5.6)
+
+
+def test_diagnostics(tmp_path):
+    numbers, text = ran(tmp_path, "diagnostics")
+    assert numbers["shapley_sum_error"] < 1e-8 and numbers["shapley_noise_max"] < 1e-8
+    assert 0 <= numbers["false_alarm_max"] <= 1 and numbers["power_conditional_prior"] == 1
+    assert {f"mi_relative_error_{name}" for name in ("ksg", "club", "infonce", "gaussian")} <= set(numbers)
+    assert {"recalibrated_coverage_error_max", "power_any_min", "power_tarp_uncorrelated"} <= set(numbers)
+    assert "ignored" in text and (tmp_path / "power.png").is_file()

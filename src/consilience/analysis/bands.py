@@ -19,6 +19,9 @@ from consilience.typing import FloatArray
 __all__ = ["coverage_band", "coverage_pvalue", "histogram_band", "uniform_pvalue"]
 
 
+TINY = 1e-10  # p-values below are given as their Bonferroni bound
+
+
 @lru_cache(maxsize=256)
 def coverage_band(
     rows: int, levels: tuple[float, ...], confidence: float = 0.99, cells: int = 1
@@ -67,7 +70,8 @@ def coverage_band(
 def coverage_pvalue(counts: tuple[int, ...], rows: int, levels: tuple[float, ...]) -> float:
     r"""Probability that right posteriors miss by as much at their worst level: exact over the nested levels.
 
-    The statistic is the smallest two-sided binomial tail over the levels.
+    The statistic is the smallest two-sided binomial tail over the levels; where that is below 1e-10 the p-value is
+    given as its upper bound, K times as much.
 
     Example:
         >>> coverage_pvalue((50, 68), 100, (0.5, 0.68)) > 0.9, coverage_pvalue((30, 40), 100, (0.5, 0.68)) < 1e-3
@@ -82,6 +86,8 @@ def coverage_pvalue(counts: tuple[int, ...], rows: int, levels: tuple[float, ...
     worst = float(min(tails))
     if worst >= 1:
         return 1.0
+    if worst < TINY:  # windows would be as wide as the table, and 1 - p is 1 in floating point
+        return len(levels) * worst
     return float(np.clip(1 - _joint(rows, levels, worst * (1 + 1e-9)), worst, 1.0))
 
 

@@ -29,7 +29,6 @@ __all__ = ["Recalibrated", "recalibration"]
 FEWEST = 50  # rows with a measured value of each cell
 KEPT = 2_000_000  # standardised draws from which quantiles are read
 PER_KNOT, KNOTS, BEYOND = 25, 33, 5  # rows per knot, most knots, rows beyond the last one
-WIDTH_ERROR, MIDDLE_ERROR = 0.93, np.pi / 2  # N times the variance of log(q84 - q16), and of the median, of N normals
 
 
 @dataclass(frozen=True)
@@ -107,11 +106,11 @@ def recalibration(
 ) -> Recalibrated:
     r"""Learn maps that make the posteriors of the targets hold what they claim, for every pattern of what is missing.
 
-    Of each cell the truths, in standard deviations of their posteriors, have a shift and a width in each pattern of
-    ``bands.least`` rows and more, drawn towards those of all patterns as far as chance alone makes patterns differ
-    (DerSimonian & Laird), and quantiles :math:`i/(N+1)` that all patterns share, as in split-conformal prediction. What
-    they make of a draw is said in :mod:`consilience.predict.recalibration`. Nothing is learned of dependence between
-    cells, and of rows that are unlike these.
+    The quantiles of the truths, in standard deviations of their posteriors, are those at :math:`i/(N+1)`, as in
+    split-conformal prediction, of each pattern of ``bands.least`` rows and more, drawn towards those of all patterns as
+    far as chance alone makes patterns differ (DerSimonian & Laird). What they make of a draw is said in
+    :mod:`consilience.predict.recalibration`. Nothing is learned of dependence between cells, and of rows unlike these;
+    of 200 rows alone, what holds 68 % of them holds 68 ± 3 % of others.
 
     The maps are learned on measured values, errors included, and act on draws without errors alike.
 
@@ -221,55 +220,49 @@ def _maps(
     sizes = [question.fitted.schema[name].size for name in question.targets]
     ends = np.cumsum(sizes)
     cells = {n: found[end - size : end] for n, end, size in zip(question.targets, ends, sizes, strict=True)}
-
-    def by_pattern(which: int) -> dict[str, tuple[tuple[float, ...], ...]]:
-        return {n: tuple(zip(*(cell[which].tolist() for cell in some), strict=True)) for n, some in cells.items()}
-
-    def by_cell(which: int) -> dict[str, tuple[tuple[float, ...], ...]]:
-        return {n: tuple(tuple(cell[which].tolist()) for cell in some) for n, some in cells.items()}
-
     return Recalibration(
         targets=question.targets,
         given=given,
         patterns=tuple(groups),
-        shift=by_pattern(0),
-        scale=by_pattern(1),
-        knots=by_cell(2),
-        values=by_cell(3),
+        knots={name: tuple(tuple(knots.tolist()) for knots, _ in some) for name, some in cells.items()},
+        values={
+            name: tuple(tuple(tuple(values[p].tolist()) for _, values in some) for p in range(len(groups) + 1))
+            for name, some in cells.items()
+        },
     )
 
 
 def _map(
     z: FloatArray, drawn: FloatArray, groups: Sequence[BoolArray], use: BoolArray
-) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
-    """Shift and scale of each group and of any other, and knots and values of the map that they share, of one cell."""
+) -> tuple[FloatArray, FloatArray]:
+    """Knots (K,) and what truths are there in each of P groups and in any other, (P + 1, K), of one cell."""
     known = use & np.isfinite(z)
-    found = []
-    for rows in groups or [known]:
-        mine = known & rows
-        (low, middle, high), (low_drawn, middle_drawn, high_drawn) = (
-            np.quantile(one, stats.norm.cdf([-1, 0, 1])) for one in (z[mine], drawn[:, mine])
-        )
-        if min(high - low, high_drawn - low_drawn) <= 0:
-            raise DataError("Expected truths and draws that scatter; got equal ones. Leave that target out.")
-        scale, count = (high - low) / (high_drawn - low_drawn), int(mine.sum())
-        shift = middle - scale * middle_drawn
-        found.append((shift, np.log(scale), MIDDLE_ERROR * scale**2 / count, WIDTH_ERROR / count))
-    shifts, widths, shift_errors, width_errors = np.array(found).T
-    shift, width = _drawn_together(shifts, shift_errors), _drawn_together(widths, width_errors)
-    if not groups:
-        shift, width = shift[-1:], width[-1:]
-    scale = np.exp(width)
-    number = np.full(len(z), len(scale) - 1)
-    for group, rows in enumerate(groups):
-        number[rows] = group
-    left = (z - shift[number]) / scale[number]
     count = int(known.sum())
     end = stats.norm.ppf(1 - BEYOND / (count + 1))
     levels = stats.norm.cdf(np.linspace(-end, end, 2 * (int(np.clip(count // PER_KNOT, 3, KNOTS)) // 2) + 1))
-    ranked = np.sort(left[known])
-    values = np.interp(levels, np.arange(1, count + 1) / (count + 1), ranked)
-    return shift, scale, _rising(np.quantile(drawn[:, known], levels)), _rising(values)
+    knots = np.quantile(drawn[:, known], levels)
+    each, variance = [], []
+    for rows in groups or [known]:
+        mine = known & rows
+        ranked, below = np.sort(z[mine]), np.sort(drawn[:, mine], axis=None)
+        reached = np.searchsorted(below, knots) / len(below)
+        each.append(np.interp(reached, np.arange(1, len(ranked) + 1) / (len(ranked) + 1), ranked))
+        if min(np.ptp(ranked), np.ptp(knots)) <= 0:
+            raise DataError("Expected truths and draws that scatter; got equal ones. Leave that target out.")
+        variance.append(_quantile_variance(ranked, reached))
+    together = np.stack(
+        [_drawn_together(*pair) for pair in zip(np.array(each).T, np.array(variance).T, strict=True)], axis=1
+    )
+    return _rising(knots), np.stack([_rising(row) for row in (together if groups else together[-1:])])
+
+
+def _quantile_variance(ranked: FloatArray, levels: FloatArray) -> FloatArray:
+    r"""Sampling variance of quantiles of ranked values, :math:`l(1 - l)/(N f^2)`, f the density of a wide stencil."""
+    count = len(ranked)
+    half = np.clip(levels, 1 / count, 1 - 1 / count) * (1 - np.clip(levels, 1 / count, 1 - 1 / count))
+    low, high = np.clip(levels - 0.5 * half, 0, 1), np.clip(levels + 0.5 * half, 0, 1)
+    apart = np.quantile(ranked, high) - np.quantile(ranked, low)
+    return np.maximum(half / count * np.square(apart / (high - low)), 1e-12)
 
 
 def _drawn_together(each: FloatArray, variance: FloatArray) -> FloatArray:

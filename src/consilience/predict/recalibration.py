@@ -3,10 +3,10 @@ r"""Draws whose intervals hold what they claim: monotone maps, learned on rows w
 Let m and s be mean and standard deviation of a target cell's posterior (of fixed reference draws), σ the error of a
 measurement where one is drawn and :math:`t^2 = s^2 + \sigma^2`. A draw x of a row with the pattern p of seen cells is
 
-.. math:: x \mapsto m + t\,\bigl(b_p + a_p\,Q\bigl((x - m)/t\bigr)\bigr),
+.. math:: x \mapsto m + t\,T_p\bigl((x - m)/t\bigr),
 
-where b and a shift and stretch the posteriors of each pattern and Q, the same for all of them, turns the quantiles of
-standardised draws into those of truths. Order, and so the dependence between cells, is that of the draws.
+where the monotone T turns quantiles of standardised draws into those of standardised truths. Order, and so the
+dependence between cells, is that of the draws.
 """
 
 from collections.abc import Mapping
@@ -27,40 +27,35 @@ Row = tuple[float, ...]
 
 
 class Recalibration(Frozen):
-    """Maps of the cells of some targets, C of each.
+    """Maps of the C cells of each of some targets.
 
     Arguments:
         targets: Modalities whose draws are mapped.
         given: Modalities whose gaps make the patterns.
         patterns: P patterns with maps of their own.
-        shift: b of each target, (P + 1, C); the last row is for any other pattern.
-        scale: a > 0, alike.
-        knots: Standardised draws, increasing, some of each cell.
-        values: Q at the knots, increasing.
+        knots: Standardised draws of each target, increasing, (C, K), K >= 3 of a cell's own.
+        values: T there, increasing, (P + 1, C, K); the last is for any other pattern.
     """
 
     targets: tuple[str, ...]
     given: tuple[str, ...]
     patterns: tuple[str, ...]
-    shift: Mapping[str, tuple[Row, ...]]
-    scale: Mapping[str, tuple[Row, ...]]
     knots: Mapping[str, tuple[Row, ...]]
-    values: Mapping[str, tuple[Row, ...]]
+    values: Mapping[str, tuple[tuple[Row, ...], ...]]
 
     @model_validator(mode="after")
     def _fits(self) -> "Recalibration":
         for name in self.targets:
             knots, values = self.knots.get(name, ()), self.values.get(name, ())
-            if len(knots) != len(values):
-                raise ValueError(f"Expected knots and values of every cell of '{name}'; got others.")
-            maps = tuple(zip(knots, values, strict=True))
-            moves = [one.get(name, ()) for one in (self.shift, self.scale)]
-            if any([len(row) for row in rows] != [len(maps)] * (len(self.patterns) + 1) for rows in moves):
-                raise ValueError(f"Expected a shift and scale of '{name}' for every pattern and cell; got others.")
-            if not maps or any(len(x) != len(y) or len(x) < 3 for x, y in maps):
-                raise ValueError(f"Expected a map of three knots at least for every cell of '{name}'; got others.")
-            if not (np.array(moves[1]) > 0).all() or any((np.diff(one) <= 0).any() for pair in maps for one in pair):
-                raise ValueError(f"Expected positive scales and increasing maps of '{name}'; got others.")
+            sizes = [len(row) for row in knots]
+            if not sizes or min(sizes) < 3 or len(values) != len(self.patterns) + 1:
+                raise ValueError(
+                    f"Expected knots of '{name}', three at least, and values for every pattern; got others."
+                )
+            if any([len(row) for row in rows] != sizes for rows in values):
+                raise ValueError(f"Expected a value of '{name}' at every knot; got others.")
+            if any((np.diff(row) <= 0).any() for rows in (knots, *values) for row in rows):
+                raise ValueError(f"Expected increasing maps of '{name}'; got others.")
         return self
 
     def which(self, rows: Observations) -> np.ndarray:
@@ -82,12 +77,12 @@ class Recalibration(Frozen):
         """
         centre, spread = standard(reference, sigma)
         z = ((draws - centre) / spread).reshape(len(draws), len(rows), -1)
-        which = self.which(rows)
-        shift, scale = (np.array(one[name])[which] for one in (self.shift, self.scale))
-        mapped = np.empty_like(z)
-        for cell, (knots, values) in enumerate(zip(self.knots[name], self.values[name], strict=True)):
-            mapped[..., cell] = _extended(z[..., cell], np.array(knots), np.array(values))
-        return centre + spread * (shift + scale * mapped).reshape(draws.shape)
+        which, mapped = self.which(rows), np.empty_like(z)
+        for pattern in np.unique(which):
+            mine = which == pattern
+            for cell, (knots, values) in enumerate(zip(self.knots[name], self.values[name][pattern], strict=True)):
+                mapped[:, mine, cell] = _extended(z[:, mine, cell], np.array(knots), np.array(values))
+        return centre + spread * mapped.reshape(draws.shape)
 
 
 def standard(reference: FloatArray, sigma: FloatArray | None) -> tuple[FloatArray, FloatArray]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import numpy as np
 
@@ -12,11 +12,11 @@ from consilience.data.observations import Observations
 from consilience.data.samples import Predictive, Samples
 from consilience.data.schema import ModalitySpec, Schema
 from consilience.errors import RequestError
-from consilience.predict.fitted import Density
+from consilience.predict.fitted import Density, Fitted
 from consilience.simulators.gaussian import LinearGaussian
 from consilience.typing import FloatArray
 
-__all__ = ["ERRORS", "Error", "Planted", "survey", "world"]
+__all__ = ["ERRORS", "Error", "Planted", "planted", "survey", "world"]
 
 Error = Literal["none", "narrow", "wide", "biased", "uncorrelated", "prior", "ignored"]
 ERRORS: tuple[Error, ...] = get_args(Error)[1:]
@@ -148,3 +148,8 @@ class Planted:
         if at is not None and (sigma := at.parts["labels"].sigma) is not None:
             covariance = covariance + np.square(np.nan_to_num(sigma))[:, :, None] * np.eye(covariance.shape[1])
         return mean, covariance
+
+
+def planted(error: Error = "none") -> Fitted:
+    """A :class:`Planted` posterior in the place of a fitted model, whose verbs it has."""
+    return cast("Fitted", Planted(error))

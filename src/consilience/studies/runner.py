@@ -39,6 +39,7 @@ __all__ = [
 ]
 
 STUDIES = {  # name -> module with ``run``; a new study is one module, one TOML and one line here
+    "diagnostics": "consilience.studies.diagnostics",
     "factors": "consilience.studies.factors",
     "fly": "consilience.studies.fly",
     "galaxies": "consilience.studies.galaxies",
