@@ -38,7 +38,6 @@ import torch
 from astropy.table import Table
 from threadpoolctl import threadpool_limits
 
-from benchmarks._c2st import c2st
 from benchmarks._harness import resumed, say
 from benchmarks._sed_bagpipes import (
     FLOOR,
@@ -54,6 +53,7 @@ from benchmarks._sed_bagpipes import (
 )
 from benchmarks._sed_figures import corners, coverages
 from consilience.analysis.bands import coverage_band
+from consilience.analysis.two_samples import c2st
 from consilience.data.observations import Observations
 from consilience.data.schema import Cell, Frozen, ModalitySpec, Schema
 from consilience.io.atomic import atomic_path

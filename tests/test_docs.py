@@ -103,6 +103,11 @@ def test_the_page_of_regression_runs(quick):
     assert run("docs/families/regression.md")["fitted"].capabilities == {"density", "limits"}
 
 
+def test_the_page_of_analyses_runs(quick):
+    page = run("docs/analyses.md")
+    assert page["better"].recalibration is not None and len(page["alone"].cells) == 2
+
+
 def test_the_page_of_flows_runs(quick):
     assert run("docs/families/vae_flow.md")["fitted"].capabilities == {"density"}
 
@@ -110,7 +115,7 @@ def test_the_page_of_flows_runs(quick):
 @pytest.mark.parametrize("page", sorted({page for page in TEXTS if blocks(TEXTS[page], "python")} - {CONTRACT}))
 def test_no_page_with_code_is_left_out(page):
     families = ("disentangled_vae", "gp_vae", "regression", "vae_flow")
-    run_here = ("README.md", "docs/tour.md", *(f"docs/families/{name}.md" for name in families))
+    run_here = ("README.md", "docs/analyses.md", "docs/tour.md", *(f"docs/families/{name}.md" for name in families))
     assert page in run_here, f"{page} has Python blocks that no test runs"
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from benchmarks import _sed_bagpipes as sed
 from benchmarks import sed_fitting
-from benchmarks._c2st import c2st
 from benchmarks._harness import resumed
+from consilience.analysis.two_samples import c2st
 
 # bagpipes keeps its tables open until the interpreter ends
 atexit.register(warnings.simplefilter, "ignore", ResourceWarning)

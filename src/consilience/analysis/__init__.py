@@ -14,17 +14,20 @@ from consilience.analysis.decomposition import (
     partial_information,
 )
 from consilience.analysis.discs import Discs, discs
+from consilience.analysis.domain import Domain, domain
 from consilience.analysis.estimators import club, contrastive, gaussian_information, ksg
 from consilience.analysis.highest_density import HighestDensity, highest_density
 from consilience.analysis.imputation import Imputation, imputation
 from consilience.analysis.information import BlockInformation, block_information
 from consilience.analysis.joint import JointCalibration, joint_calibration
+from consilience.analysis.latents import LatentMap, latents
 from consilience.analysis.outliers import Outliers, outliers
 from consilience.analysis.pattern_calibration import PatternCalibration, pattern_calibration
 from consilience.analysis.probes import Probes, probes
 from consilience.analysis.recalibration import Recalibrated, recalibration
 from consilience.analysis.reconstruction import Reconstruction, reconstruction
 from consilience.analysis.traversals import Traversals, traversals
+from consilience.analysis.two_samples import c2st, mmd, sinkhorn
 from consilience.analysis.uncertainty import Uncertainty, uncertainty
 from consilience.analysis.what_next import WhatNext, what_next
 
@@ -40,10 +43,12 @@ __all__ = [
     "Contributions",
     "Decomposition",
     "Discs",
+    "Domain",
     "HighestDensity",
     "Imputation",
     "JointCalibration",
     "MeanBaseline",
+    "LatentMap",
     "Outliers",
     "PartialInformation",
     "PatternCalibration",
@@ -56,6 +61,7 @@ __all__ = [
     "WhatNext",
     "attribution",
     "block_information",
+    "c2st",
     "calibration",
     "club",
     "compare",
@@ -64,17 +70,21 @@ __all__ = [
     "contributions",
     "decomposition",
     "discs",
+    "domain",
     "gaussian_information",
     "highest_density",
     "imputation",
     "joint_calibration",
     "ksg",
+    "latents",
+    "mmd",
     "outliers",
     "partial_information",
     "pattern_calibration",
     "probes",
     "recalibration",
     "reconstruction",
+    "sinkhorn",
     "traversals",
     "uncertainty",
     "what_next",

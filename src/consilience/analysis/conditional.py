@@ -23,6 +23,7 @@ from scipy import stats
 
 from consilience.analysis.base import AbstractResult
 from consilience.analysis.question import Question, ask
+from consilience.analysis.reading import varies
 from consilience.analysis.scores import pit
 from consilience.data.observations import Observations
 from consilience.data.patterns import seen_parts
@@ -159,6 +160,10 @@ def _features(question: Question, seed: int) -> dict[str, FloatArray]:
         columns = [flags[:, flags.std(axis=0) > 0]]
         if alone.parts[name].measured.any():
             value = Scaler.fit(alone).forward(alone).parts[name].value.reshape(size, -1)[there]
+            value = value[:, varies(value)]
+            if not value.size:
+                found[name] = columns[0]
+                continue
             parts = PCA(min(most, *value.shape), random_state=seed).fit_transform(value)
             ranks = stats.norm.ppf((stats.rankdata(parts, axis=0) - 0.5) / len(parts))
             both = np.zeros((size, 2 * parts.shape[1]))

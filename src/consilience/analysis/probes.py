@@ -100,4 +100,3 @@ def probes(
         np.concatenate([scores[block][0] for block in blocks]),
         np.concatenate([scores[block][1] for block in blocks]),
     )
-
