@@ -14,7 +14,7 @@ def planted(world, obs, kind, rows):
     if kind == "residual":
         values["spectrum"][rows] += 2.0 * (-1.0) ** np.arange(24)
     else:
-        away = world.w @ np.full(world.latent, 3.5)
+        away = world.w @ np.full(world.latent, 4.0)
         for name, cells in world.slices.items():
             values[name][rows] += away[cells]
     return Observations.from_arrays(obs.schema, values, sigma={m: p.sigma for m, p in obs.parts.items()}, ids=obs.ids)
@@ -42,6 +42,24 @@ def test_planted_rows_are_flagged(fakes, world, reference, kind):
     assert set(found.table()["id"][:10]) == set(obs.ids[:10])
     own, other = (found.residual, found.latent) if kind == "residual" else (found.latent, found.residual)
     assert own[:10].min() > 3 and np.median(other[:10]) < np.median(own[:10])
+
+
+def test_a_single_cell_is_found_that_the_sum_hides(fakes, world, reference):
+    obs = world.draw(400, seed=24)
+    part = obs.parts["spectrum"]
+    value = np.array(part.value)
+    column = np.isfinite(value).argmax(axis=1)
+    value[np.arange(20), column[:20]] += 2.2  # about six standard deviations of what is expected there
+    rows = Observations.from_arrays(
+        obs.schema,
+        {m: value if m == "spectrum" else p.value for m, p in obs.parts.items()},
+        sigma={m: p.sigma for m, p in obs.parts.items()},
+        ids=obs.ids,
+    )
+    found = outliers(fakes.Fake(), rows, reference)
+    assert found.flagged[:20].mean() > 0.7 and found.flagged[20:].mean() < 0.04
+    assert np.median(found.peak[:20]) > np.median(found.residual[:20]) + 1
+    assert len(found.table().colnames) == 7
 
 
 def test_one_component_is_enough_and_none_is_refused(fakes, world, reference, tmp_path):

@@ -541,3 +541,5 @@ def test_diagnostics(tmp_path):
     assert {f"mi_relative_error_{name}" for name in ("ksg", "club", "infonce", "gaussian")} <= set(numbers)
     assert {"recalibrated_coverage_error_max", "power_any_min", "power_tarp_uncorrelated"} <= set(numbers)
     assert "ignored" in text and (tmp_path / "power.png").is_file()
+    for of in ("", "_pca", "_forest"):
+        assert 0 <= numbers[f"outlier_detection_at_1pct{of}"] <= 1 and numbers[f"outlier_false_positives{of}"] < 0.2

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+from scipy import stats
 
 from consilience.analysis.base import AbstractResult, truth_of
 from consilience.analysis.reconstruction import residuals
@@ -23,10 +24,10 @@ __all__ = ["Outliers", "outliers"]
 
 @dataclass(frozen=True)
 class Outliers(AbstractResult):
-    """Per row: two scores in robust standard deviations of the reference, their maximum, its p-value, and the flag.
+    """Per row: three normal scores among the reference, their maximum, its p-value, and the flag.
 
-    ``latent`` is the Mahalanobis distance of the latent mean, ``residual`` the χ² of the seen cells; NaN where a row
-    has none. ``threshold`` is the score above which a row is flagged.
+    ``latent`` is of the Mahalanobis distance of the latent mean, ``residual`` of the χ² of the seen cells, ``peak`` of
+    the largest of them; NaN where a row has none. ``threshold`` is the score above which a row is flagged.
     """
 
     name: ClassVar[str] = "outliers"
@@ -34,6 +35,7 @@ class Outliers(AbstractResult):
     ids: StringArray
     latent: FloatArray
     residual: FloatArray
+    peak: FloatArray
     score: FloatArray
     pvalue: FloatArray
     flagged: BoolArray
@@ -44,15 +46,15 @@ class Outliers(AbstractResult):
         """One row per object, the most unusual first."""
         from astropy.table import Table
 
-        columns = ("latent", "residual", "score", "pvalue", "flagged")
+        columns = ("latent", "residual", "peak", "score", "pvalue", "flagged")
         order = np.argsort(-np.nan_to_num(self.score, nan=-np.inf), kind="stable")
         return Table({"id": self.ids[order], **{key: getattr(self, key)[order] for key in columns}})
 
     def figure(self) -> "Figure":
-        """Latent against residual score, with the threshold."""
+        """Latent score against that of the residuals (the larger of the two), with the threshold."""
         from consilience import plots
 
-        return plots.outlier_map(self.latent, self.residual, self.flagged, self.threshold)
+        return plots.outlier_map(self.latent, np.fmax(self.residual, self.peak), self.flagged, self.threshold)
 
 
 def outliers(
@@ -60,11 +62,13 @@ def outliers(
 ) -> Outliers:
     r"""Flag rows unlike the reference at a stated false-positive rate.
 
-    Each row gets :math:`d^2 = (\mu-m)^\top C^{-1}(\mu-m)` of its latent mean and :math:`\chi^2` of its seen cells under
-    the predictive variance. Both are made comparable between rows with few and many cells (Wilson-Hilferty) and
-    standardised by median and half-width; the score is the larger one. One half of the reference fixes m, C and the
-    standardisation; the other half gives :math:`p = (1 + \#\{s_{ref} \ge s\})/(1 + n_{ref})`, valid in finite
-    samples for rows exchangeable with it (conformal p-value).
+    Each row gets :math:`d^2 = (\mu-m)^\top C^{-1}(\mu-m)` of its latent mean, :math:`\chi^2` of its seen cells under
+    the predictive variance, and the largest of these cells, which a cosmic ray of two pixels shows where their sum does
+    not. They are made comparable between rows with few and many cells (Wilson-Hilferty; of the largest of n Gaussian
+    cells) and turned into normal scores, so that none with a long tail rules the others; the score is the largest one.
+    One half of the reference fixes m, C and the ranks; the other half gives
+    :math:`p = (1 + \#\{s_{ref} \ge s\})/(1 + n_{ref})`, valid in finite samples for rows exchangeable with it
+    (conformal p-value).
 
     Arguments:
         fitted: Any model with a latent, or one that reconstructs what it is shown.
@@ -102,19 +106,16 @@ def outliers(
     of_rows = _components(fitted, obs, reference, first, names, n, seed)
     standard_reference, standard = [], []
     for r, o in zip(of_reference, of_rows, strict=True):
-        low, middle, high = (
-            np.nanpercentile(r[first], [15.865, 50, 84.135]) if np.isfinite(r[first]).any() else (0, 0, 2)
-        )
-        scale = 0.5 * (high - low) or 1.0
-        standard_reference.append((r - middle) / scale)
-        standard.append((o - middle) / scale)
+        standard_reference.append(_ranked(r[first], r))
+        standard.append(_ranked(r[first], o))
     calibrators = np.sort(_largest(standard_reference)[second])
     score = _largest(standard)
     above = len(calibrators) - np.searchsorted(calibrators, score, side="left")
     pvalue = (1 + above) / (1 + len(calibrators))
     allowed = int(np.floor(rate * (1 + len(calibrators)))) - 1
     threshold = calibrators[len(calibrators) - 1 - allowed]
-    return Outliers(obs.ids, standard[0], standard[1], score, pvalue, pvalue <= rate, float(threshold), rate)
+    latent, residual, peak = standard
+    return Outliers(obs.ids, latent, residual, peak, score, pvalue, pvalue <= rate, float(threshold), rate)
 
 
 def _components(
@@ -125,7 +126,7 @@ def _components(
     names: list[str],
     n: int,
     seed: int,
-) -> tuple[FloatArray, FloatArray]:
+) -> tuple[FloatArray, FloatArray, FloatArray]:
     latent = np.full(len(obs), np.nan)
     if "latent" in fitted.capabilities:
         base = _position(fitted, reference[first])
@@ -135,14 +136,15 @@ def _components(
         away = _position(fitted, obs) - centre
         squared = np.einsum("nq,qr,nr->n", away, np.linalg.inv(cov), away)
         latent = _normal(squared, np.full(len(obs), base.shape[1]))
-    total, count = np.zeros(len(obs)), np.zeros(len(obs))
+    total, count, most = np.zeros((3, len(obs)))
     for name in names:
         if not obs.parts[name].seen.any():
             continue
         _, chi2 = residuals(fitted, obs, obs, name, n=n, seed=seed, truth=truth_of(obs, name))
         total += np.nansum(chi2, axis=1)
         count += np.isfinite(chi2).sum(axis=1)
-    return latent, _normal(total, count)
+        most = np.maximum(most, np.nan_to_num(chi2).max(axis=1))
+    return latent, _normal(total, count), _highest(most, count)
 
 
 def _position(fitted: "Fitted", obs: Observations) -> FloatArray:
@@ -154,6 +156,27 @@ def _normal(chi2: FloatArray, dof: FloatArray) -> FloatArray:
     # Wilson-Hilferty: the cube root of chi2/dof is nearly normal.
     dof = np.where(dof > 0, dof, np.nan)
     return (np.cbrt(chi2 / dof) - (1 - 2 / (9 * dof))) / np.sqrt(2 / (9 * dof))
+
+
+def _highest(chi2: FloatArray, count: FloatArray) -> FloatArray:
+    """Normal score of the largest of so many squares of standard normals; NaN of none."""
+    tail = 2 * stats.norm.sf(np.sqrt(chi2))
+    chance = -np.expm1(count * np.log1p(-np.minimum(tail, 1 - 1e-12)))
+    return np.where(count > 0, stats.norm.isf(np.clip(chance, 1e-300, 1 - 1e-12)), np.nan)
+
+
+def _ranked(ordinary: FloatArray, values: FloatArray) -> FloatArray:
+    """Normal scores of values among ordinary ones; beyond these on a line of the slope of the middle 68 %."""
+    known = np.sort(ordinary[np.isfinite(ordinary)])
+    if len(known) < 2 or known[0] == known[-1]:
+        return np.where(np.isfinite(values), 0.0, np.nan)
+    at = stats.norm.ppf((np.arange(len(known)) + 0.5) / len(known))
+    low, high = np.quantile(known, stats.norm.cdf([-1.0, 1.0]))
+    slope = 2 / (high - low) if high > low else 1.0
+    found = np.interp(values, known, at) + slope * (
+        np.maximum(values - known[-1], 0) - np.maximum(known[0] - values, 0)
+    )
+    return np.where(np.isfinite(values), found, np.nan)
 
 
 def _largest(parts: list[FloatArray]) -> FloatArray:

@@ -1,7 +1,8 @@
 """Which diagnostic catches which error, and how often does it cry wolf? On posteriors known to be right and wrong.
 
 Also: Shapley values against their closed form, estimates of information against that of Gaussians, and a model that is
-too sure by construction before and after its recalibration, on rows that it has never seen.
+too sure by construction before and after its recalibration, on rows that it has never seen;
+and quasars with something wrong in their spectra.
 """
 
 import math
@@ -26,10 +27,14 @@ from consilience.analysis.pattern_calibration import pattern_calibration
 from consilience.analysis.recalibration import recalibration
 from consilience.data.observations import Observations
 from consilience.data.schema import Frozen, validated
+from consilience.models.shared_gplvm import SharedGPLVM
 from consilience.predict.fitted import Fitted
+from consilience.simulators.quasars import quasars
+from consilience.studies.anomalies import detections
 from consilience.studies.kept import Kept
 from consilience.studies.planted import ERRORS, Error, planted, survey, world
 from consilience.studies.runner import Results, StudyConfig
+from consilience.train.config import TrainConfig
 from consilience.typing import FloatArray
 from consilience.workflow.fit import fit
 
@@ -56,6 +61,8 @@ class Settings(Frozen):
     held: int = Field(ge=200)
     few: int = Field(ge=200)
     fresh: int = Field(ge=200)
+    quasars: tuple[int, int, int]  # with spectra: to train on, ordinary ones, and those to find anomalies among
+    quasar_steps: int = Field(ge=1)
 
 
 def run(config: StudyConfig, data: Path | None, *, seed: int, quick: bool, out: Path) -> Results:
@@ -69,7 +76,7 @@ def run(config: StudyConfig, data: Path | None, *, seed: int, quick: bool, out: 
         out: Where repetitions are kept, so that a study which was stopped goes on.
     """
     size = validated(Settings, config.study, where="[study]")
-    kept = Kept(out, config.config.family, config.config.train, size)
+    kept = Kept(out, size)
     power, caught = _power(size, kept, seed)
     shares, worth = _shapley(size, seed)
     told, information = _information(size, kept, seed)
@@ -78,6 +85,7 @@ def run(config: StudyConfig, data: Path | None, *, seed: int, quick: bool, out: 
     maps, before_after = _recalibrated(sure, size.held, fresh, size, seed)
     few, of_few = _recalibrated(sure, size.few, fresh, size, seed)
     maps["recalibrated_coverage_error_max_few"] = few["recalibrated_coverage_error_max"]
+    odd, flagged = _anomalies(size, kept, seed)
     title = f"Share of {size.repetitions} surveys of {size.rows} objects in which p < {size.alarm:g}"
     tables = {
         title: caught,
@@ -85,11 +93,12 @@ def run(config: StudyConfig, data: Path | None, *, seed: int, quick: bool, out: 
         "Information of correlated Gaussians, nats": information,
         f"Coverage of a model that is too sure, on fresh rows; maps of {size.held} others": before_after,
         f"The same with maps of {size.few} others": of_few,
+        "Share of anomalous quasars that are flagged where 1 % of ordinary ones are": flagged,
     }
     value = np.array([[row[name] for name in caught.colnames[1:]] for row in caught])
     posteriors = [str(row["posterior"]) for row in caught]
     figure = plots.heat_map(value, posteriors, caught.colnames[1:], "share caught", title)
-    return Results({**power, **shares, **told, **maps}, tables, {"power": figure})
+    return Results({**power, **shares, **told, **maps, **odd}, tables, {"power": figure})
 
 
 def _power(size: Settings, kept: Kept, seed: int) -> tuple[dict[str, float | int | bool | None], Table]:
@@ -249,3 +258,15 @@ def _recalibrated(
             rows.append(row)
     off = [max(float(np.abs(each.coverage - LEVELS).max()) for each in one.each) for one in found]
     return {"coverage_error_max_before": off[0], "recalibrated_coverage_error_max": off[1]}, Table(rows)
+
+
+def _anomalies(size: Settings, kept: Kept, seed: int) -> tuple[dict[str, float | int | bool | None], Table]:
+    """A model of simulated quasars, and what it finds wrong with others."""
+    train, ordinary, _ = size.quasars
+    table = quasars(sum(size.quasars), seed=seed + 5).select("spectrum", "labels")
+    private = {"labels": 2, "spectrum": 4}
+    family = SharedGPLVM(latent_dim=10, inducing=60, private=private, likelihoods={"labels": "heteroscedastic"})
+    config = TrainConfig(max_steps=size.quasar_steps, seed=seed)
+    fitted = kept.model(f"quasars {seed}", lambda: fit(family, table[:train].renumbered(), config))
+    rest = table[train : train + ordinary], table[train + ordinary :]
+    return detections(fitted, table[:train], *rest, seed=seed)
