@@ -85,6 +85,16 @@ def test_errors_of_a_measurement_are_part_of_what_is_mapped(better):
     assert (found.std(axis=0) > np.hypot(plain.std(axis=0), 0.8)).mean() > 0.95
 
 
+def test_a_pattern_in_which_a_cell_was_never_measured_takes_the_map_of_all(sure):
+    rows = survey(600, seed=11)
+    lacks = ~rows.parts["bands"].seen.any(axis=1)
+    rows = rows.hide_cells({"labels": np.stack([np.zeros(600, dtype=bool), lacks], axis=1)})
+    maps = recalibration(sure, rows, bands=Bands(levels=(0.68,), least=80), n=40).fitted.recalibration
+    assert maps.patterns == ("all", "without bands")
+    (mass, age), (alone, _), (_, any_other) = (maps.values["labels"][row] for row in (1, 0, 2))
+    assert age == any_other and mass != alone
+
+
 def test_a_posterior_that_is_right_stays_so():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(3600, 1))

@@ -241,19 +241,21 @@ def _map(
     end = stats.norm.ppf(1 - BEYOND / (count + 1))
     levels = stats.norm.cdf(np.linspace(-end, end, 2 * (int(np.clip(count // PER_KNOT, 3, KNOTS)) // 2) + 1))
     knots = np.quantile(drawn[:, known], levels)
+    enough = [number for number, rows in enumerate(groups) if (known & rows).sum() >= FEWEST // 2]
     each, variance = [], []
-    for rows in groups or [known]:
+    for rows in [groups[number] for number in enough] or [known]:
         mine = known & rows
         ranked, below = np.sort(z[mine]), np.sort(drawn[:, mine], axis=None)
-        reached = np.searchsorted(below, knots) / len(below)
-        each.append(np.interp(reached, np.arange(1, len(ranked) + 1) / (len(ranked) + 1), ranked))
         if min(np.ptp(ranked), np.ptp(knots)) <= 0:
             raise DataError("Expected truths and draws that scatter; got equal ones. Leave that target out.")
+        reached = np.searchsorted(below, knots) / len(below)
+        each.append(np.interp(reached, np.arange(1, len(ranked) + 1) / (len(ranked) + 1), ranked))
         variance.append(_quantile_variance(ranked, reached))
-    together = np.stack(
-        [_drawn_together(*pair) for pair in zip(np.array(each).T, np.array(variance).T, strict=True)], axis=1
-    )
-    return _rising(knots), np.stack([_rising(row) for row in (together if groups else together[-1:])])
+    pairs = zip(np.array(each).T, np.array(variance).T, strict=True)
+    together = np.stack([_drawn_together(*pair) for pair in pairs], axis=1)
+    values = np.repeat(together[-1:], len(groups) + 1, axis=0)
+    values[enough] = together[: len(enough)]
+    return _rising(knots), np.stack([_rising(row) for row in values])
 
 
 def _quantile_variance(ranked: FloatArray, levels: FloatArray) -> FloatArray:
