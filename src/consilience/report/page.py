@@ -205,7 +205,7 @@ def _outliers(found: analysis.Outliers) -> Section:
         f"{found.rate * len(found.ids):.1f} would be by chance if all were ordinary. If the reference rows trained the "
         "model, it explains them too well, and somewhat more are flagged."
     )
-    header = ("object", "latent score", "χ² score", "larger", "p-value", "flagged")
+    header = ("object", "latent score", "χ² score", "peak score", "largest", "p-value", "flagged")
     rows = numbers(found.table())[:10]
     drawn = picture(found.figure(), "latent and reconstruction scores of all objects", "Dashed: the threshold.")
     return Section("outliers", "Unusual objects", (text,), (_sheet(header, rows, "The most unusual first."),), (drawn,))
