@@ -32,10 +32,10 @@ def better(sure):
 
 
 def test_intervals_hold_on_fresh_rows_of_every_pattern(sure, better):
-    fresh = survey(4000, seed=7)
+    fresh = survey(2500, seed=7)
     lacks = patterns(fresh.hide("labels"), ["spectrum", "bands"]) == "without bands"
     for rows in (fresh[np.flatnonzero(lacks)], fresh[np.flatnonzero(~lacks)]):
-        old, new = (calibration(fit, rows, bands=QUICK, n=150) for fit in (sure, better.fitted))
+        old, new = (calibration(fit, rows, bands=QUICK, n=100) for fit in (sure, better.fitted))
         assert (old.coverage[:, 1] < 0.6).all()
         assert np.abs(new.coverage - QUICK.levels).max() < (0.08 if len(rows) < 1000 else 0.045)
         assert (new.scores["crps"] < old.scores["crps"] * 1.05).all()

@@ -10,7 +10,7 @@ import numpy as np
 from consilience.blocks.noise import Noise
 from consilience.data.observations import Observations
 from consilience.data.samples import Predictive, Samples
-from consilience.data.schema import ModalitySpec, Schema
+from consilience.data.schema import Cell, ModalitySpec, Schema
 from consilience.errors import RequestError
 from consilience.predict.fitted import Density, Fitted
 from consilience.simulators.gaussian import LinearGaussian
@@ -55,7 +55,7 @@ def survey(rows: int, *, seed: int) -> Observations:
 
 @lru_cache(maxsize=1)
 def _schema() -> Schema:
-    labels = ModalitySpec(name="labels", cells=({"name": "mass"}, {"name": "age"}))  # pyright: ignore
+    labels = ModalitySpec(name="labels", cells=(Cell(name="mass"), Cell(name="age")))
     return Schema(modalities=(*(world().schema[name] for name in ("spectrum", "bands", "noise")), labels))
 
 
@@ -66,11 +66,10 @@ class Planted:
     Arguments:
         error: "none"; a standard deviation 10 % too "narrow" or too "wide"; means "biased" by .2 of them; labels
             "uncorrelated" that correlate by .8; the "prior" whatever was seen; or the bands "ignored".
-        width: Of all standard deviations, besides.
+        capabilities: As those of a fitted model.
     """
 
     error: Error = "none"
-    width: float = 1.0
     capabilities: frozenset[str] = frozenset({"density"})
 
     @property
@@ -141,7 +140,7 @@ class Planted:
         known = {"prior": given.schema.names, "ignored": ("bands",)}.get(self.error, ())
         mean, covariance = world().posterior(given.hide("labels", *(n for n in known if n in given.schema)), ["labels"])
         mean = mean + (0.2 * np.sqrt(np.diagonal(covariance, axis1=1, axis2=2)) if self.error == "biased" else 0.0)
-        factor = {"narrow": 0.9, "wide": 1.1}.get(self.error, 1.0) * self.width
+        factor = {"narrow": 0.9, "wide": 1.1}.get(self.error, 1.0)
         covariance = covariance * factor**2
         if self.error == "uncorrelated":
             covariance = covariance * np.eye(covariance.shape[1])
