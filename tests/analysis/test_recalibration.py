@@ -14,6 +14,7 @@ from consilience.data.patterns import patterns
 from consilience.data.schema import ModalitySpec, Schema
 from consilience.errors import CapabilityError, DataError, ModelFileError, RequestError
 from consilience.predict.recalibration import Recalibration
+from consilience.report.card import record_rows
 from consilience.studies.planted import survey
 
 QUICK = Bands(levels=(0.5, 0.68, 0.95))
@@ -47,6 +48,15 @@ def test_what_is_reported_is_of_other_rows(better):
     assert all((one.coverage[:, 1] < 0.6).all() for one in better.before)
     assert all(np.abs(one.coverage[:, 1] - 0.68).max() < 0.1 for one in better.after)
     assert "density" in better.before[0].scores or np.isnan(better.after[0].scores["nlpd"]).all()
+
+
+def test_the_record_of_the_model_is_of_its_mapped_draws(sure, better):
+    assert sure.calibration is None  # nothing was held out of its training
+    record = better.fitted.calibration["given_the_rest"]["labels"]
+    assert record["levels"] == list(Bands().levels) and record["cells"] == 4000 and record["nlpd"] is None
+    np.testing.assert_allclose(record["coverage"], Bands().levels, atol=0.04)
+    header, rows = record_rows(better.fitted.calibration)
+    assert len(rows) == 1 and len(rows[0]) == len(header)
 
 
 def test_maps_change_widths_and_keep_order(sure, better):

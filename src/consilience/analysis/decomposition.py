@@ -213,9 +213,10 @@ def decomposition(
 ) -> Decomposition:
     """What every two modalities tell of each target cell: either of them, one alone, or only both together.
 
-    A modality's word is the posterior mean of the cell given it alone, and of both that given both, as far as the bins
-    tell them apart: each source and the target are cut at their quantiles. What a mean does not say (widths, second
-    modes) and what is lost within bins is not counted; a model that does not use a modality makes it tell nothing.
+    A modality's word is the posterior mean of the cell given it alone; each source and the target are cut at their
+    quantiles, and both together tell what the pair of these words tells, not what the model says given both. What a
+    mean does not say (widths, second modes) and what is lost within bins is not counted; a model that does not use a
+    modality makes it tell nothing.
 
     Arguments:
         fitted: Any fitted model.
@@ -249,7 +250,7 @@ def decomposition(
     words, there = {}, {}
     for name in question.readable:
         alone = question.given.hide(*(other for other in question.readable if other != name))
-        ask(fitted, obs, names, alone)
+        ask(fitted, obs, names, alone)  # refuses what the model does not answer
         answer = fitted.summarise(alone, names, statistics=("mean",), n=n, seed=seed)
         words[name] = np.concatenate([answer.statistics[t]["mean"].reshape(len(obs), -1) for t in names], axis=1)
         there[name] = alone.parts[name].seen.reshape(len(obs), -1).any(axis=1)

@@ -37,7 +37,7 @@ class Recalibrated(AbstractResult):
 
     ``fitted`` maps every draw of the targets and is saved with its maps. ``before`` and ``after`` hold a calibration of
     each pattern: ``after`` is that of maps learned on the other half of the rows (two-fold cross-fitting), those of
-    ``fitted`` are learned on all of them.
+    ``fitted`` are learned on all of them. Its record of coverage holds what ``after`` says of the targets.
     """
 
     name: ClassVar[str] = "recalibration"
@@ -172,7 +172,27 @@ def recalibration(
             for rows in groups.values()
         )
 
-    return Recalibrated(tuple(groups), judge(before), judge(after), replace(fitted, recalibration=maps))
+    whole = judged(names, units, question.readable, Bands(), truth, after)  # the levels of every record
+    better = replace(fitted, recalibration=maps, calibration=_record(fitted, question, whole))
+    return Recalibrated(tuple(groups), judge(before), judge(after), better)
+
+
+def _record(fitted: "Fitted", question: Question, found: Calibration) -> dict[str, Any]:
+    """The model's record of coverage with that of the targets on rows their maps were not learned on."""
+    record = plain(dict(fitted.calibration or {"rows": len(question.obs), "given_the_rest": {}}))
+    owner = np.repeat(question.targets, [fitted.schema[name].size for name in question.targets])
+    for name in question.targets:
+        mine = owner == name
+        weight = found.rows[mine] / max(found.rows[mine].sum(), 1)
+        low, high, coverage = found.low[mine], found.high[mine], found.coverage[mine]
+        record["given_the_rest"][name] = {
+            "levels": list(found.bands.levels),
+            "coverage": [float(c) for c in np.nansum(coverage * weight[:, None], axis=0)],
+            "nlpd": None,
+            "cells": int(found.rows[mine].sum()),
+            "inside_band": bool(((coverage >= low - 1e-12) & (coverage <= high + 1e-12)).all()),
+        }
+    return record
 
 
 def _refuse(fitted: "Fitted", question: Question) -> None:

@@ -49,7 +49,7 @@ class Fitted:
         provenance: Versions, seeds, number of rows, time.
         calibration: Coverage measured on held-out rows, or None where none were held out.
         history: Terms of the objective while training.
-        recalibration: Maps that every draw of their targets goes through (:func:`consilience.analysis.recalibration`).
+        recalibration: Maps of draws, but for those of :meth:`decode` (:func:`consilience.analysis.recalibration`).
     """
 
     members: tuple[AbstractModel, ...]
