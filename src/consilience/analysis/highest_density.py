@@ -17,66 +17,37 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from consilience.analysis.bands import coverage_band, coverage_pvalue, histogram_band, uniform_pvalue
-from consilience.analysis.base import AbstractResult
 from consilience.analysis.calibration import Bands
 from consilience.analysis.question import Question, ask
+from consilience.analysis.regions import AbstractRegions, region_verdict
 from consilience.analysis.scores import pit
 from consilience.data.observations import Observations
 from consilience.errors import CapabilityError, DataError
-from consilience.typing import FloatArray, StringArray
+from consilience.typing import FloatArray
 
 if TYPE_CHECKING:
     from astropy.table import Table
 
-    from consilience.plots.style import Figure
     from consilience.predict.fitted import Fitted
 
 __all__ = ["HighestDensity", "highest_density"]
 
 
 @dataclass(frozen=True)
-class HighestDensity(AbstractResult):
-    """Coverage of regions of highest joint density of C cells on N rows.
-
-    ``coverage``, ``low`` and ``high`` have shape (K,), of the levels in ``bands``; ``inside_band`` says whether all lie
-    in the simultaneous band, ``pvalue`` is that of the same test and ``uniform_pvalue`` that of uniformity of u (N,).
-    ``kind`` says what the densities are: "exact", a "bound" or an "estimate".
-    """
+class HighestDensity(AbstractRegions):
+    """Coverage of regions of highest joint density; ``kind`` of density: "exact", a "bound" or an "estimate"."""
 
     name: ClassVar[str] = "highest-density"
+    what: ClassVar[str] = "share of draws of higher density"
 
-    cells: tuple[str, ...]
-    given: tuple[str, ...]
-    bands: Bands
     kind: str
-    ids: StringArray
-    u: FloatArray
-    coverage: FloatArray
-    low: FloatArray
-    high: FloatArray
-    inside_band: bool
-    pvalue: float
-    uniform_pvalue: float
 
     def table(self) -> "Table":
         """One row: coverage with its band at each level."""
         from astropy.table import Table
 
         found = {"cells": ", ".join(self.cells), "rows": len(self.u), "density": self.kind}
-        found |= {"uniform_pvalue": self.uniform_pvalue}
-        for k, level in enumerate(self.bands.levels):
-            found |= {f"coverage{100 * level:g}": self.coverage[k]}
-            found |= {f"low{100 * level:g}": self.low[k], f"high{100 * level:g}": self.high[k]}
-        return Table([found])
-
-    def figure(self) -> "Figure":
-        """Coverage minus nominal, and the histogram of u, with their bands."""
-        from consilience import plots
-
-        edges = histogram_band(len(self.u), self.bands.bins, self.bands.confidence)
-        band = plots.CoverageBand(np.array(self.bands.levels), self.low, self.high, *edges, self.bands.bins)
-        return plots.joint_coverage(self.u, band, self.bands.confidence, "share of draws of higher density")
+        return Table([found | {"uniform_pvalue": self.uniform_pvalue} | self.columns()])
 
 
 def highest_density(
@@ -126,15 +97,8 @@ def highest_density(
         )
     asked = question[whole]
     u, kind = _ranks(asked, n, seed)
-    counts = tuple(int((u <= level).sum()) for level in bands.levels)
-    coverage = np.array(counts) / len(u)
-    low, high = (np.array(edge) for edge in coverage_band(len(u), bands.levels, bands.confidence))
-    inside = bool(((coverage >= low - 1e-12) & (coverage <= high + 1e-12)).all())
     cells = tuple(q.name for q in question.cells())
-    return HighestDensity(
-        cells, question.readable, bands, kind, asked.obs.ids, u, coverage, low, high, inside,
-        coverage_pvalue(counts, len(u), bands.levels), uniform_pvalue(u[:, None]),
-    )  # fmt: skip
+    return HighestDensity(cells, question.readable, bands, asked.obs.ids, **region_verdict(u, bands), kind=kind)
 
 
 def _ranks(question: Question, n: int, seed: int) -> tuple[FloatArray, str]:

@@ -17,20 +17,18 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from consilience.analysis.bands import coverage_band, coverage_pvalue, histogram_band, uniform_pvalue
-from consilience.analysis.base import AbstractResult
 from consilience.analysis.calibration import Bands
 from consilience.analysis.question import Question, ask
+from consilience.analysis.regions import AbstractRegions, region_verdict
 from consilience.analysis.scores import energy, tarp
 from consilience.data.observations import Observations
 from consilience.data.scaling import Scaler
 from consilience.errors import DataError
-from consilience.typing import FloatArray, StringArray
+from consilience.typing import FloatArray
 
 if TYPE_CHECKING:
     from astropy.table import Table
 
-    from consilience.plots.style import Figure
     from consilience.predict.fitted import Fitted
 
 __all__ = ["JointCalibration", "joint_calibration"]
@@ -40,29 +38,16 @@ COMPONENTS = 10  # of what is seen, in which rows look alike
 
 
 @dataclass(frozen=True)
-class JointCalibration(AbstractResult):
-    """TARP coverage and scores of the joint posterior of C cells on N rows.
+class JointCalibration(AbstractRegions):
+    """TARP coverage and scores of the joint posterior; u is the share of draws nearer to a reference than the truth.
 
-    ``coverage``, ``low`` and ``high`` have shape (K,), of the levels in ``bands``; ``inside_band`` says whether all of
-    them lie in the simultaneous band, ``pvalue`` is that of the same test and ``uniform_pvalue`` that of uniformity of
-    u (N,), the share of draws nearer to the reference than the truth. ``nlpd`` is the mean joint density's in nats, NaN
-    for a model without; ``energy`` the energy score in units of each cell's scatter, ``energy_prior`` that of draws
-    from other rows: what was not learned shows there.
+    ``nlpd`` is the mean joint density's in nats, NaN for a model without; ``energy`` the energy score in units of each
+    cell's scatter, ``energy_prior`` that of draws from other rows: what was not learned shows there.
     """
 
     name: ClassVar[str] = "joint-calibration"
+    what: ClassVar[str] = "share of draws nearer to the reference"
 
-    cells: tuple[str, ...]
-    given: tuple[str, ...]
-    bands: Bands
-    ids: StringArray
-    u: FloatArray
-    coverage: FloatArray
-    low: FloatArray
-    high: FloatArray
-    inside_band: bool
-    pvalue: float
-    uniform_pvalue: float
     nlpd: float
     energy: float
     energy_prior: float
@@ -73,18 +58,7 @@ class JointCalibration(AbstractResult):
 
         found = {"cells": ", ".join(self.cells), "rows": len(self.u), "nlpd": self.nlpd, "energy": self.energy}
         found |= {"energy_prior": self.energy_prior, "uniform_pvalue": self.uniform_pvalue}
-        for k, level in enumerate(self.bands.levels):
-            found |= {f"coverage{100 * level:g}": self.coverage[k]}
-            found |= {f"low{100 * level:g}": self.low[k], f"high{100 * level:g}": self.high[k]}
-        return Table([found])
-
-    def figure(self) -> "Figure":
-        """Coverage minus nominal, and the histogram of u, with their bands."""
-        from consilience import plots
-
-        edges = histogram_band(len(self.u), self.bands.bins, self.bands.confidence)
-        band = plots.CoverageBand(np.array(self.bands.levels), self.low, self.high, *edges, self.bands.bins)
-        return plots.joint_coverage(self.u, band, self.bands.confidence)
+        return Table([found | self.columns()])
 
 
 def joint_calibration(
@@ -142,7 +116,10 @@ def joint_calibration(
     if "density" in fitted.capabilities:
         nlpd = -float(np.mean(fitted.log_prob(asked.obs, list(asked.targets), given=asked.given).value))
     cells = tuple(q.name for q in question.cells())
-    return _judge(cells, question.readable, bands, asked.obs.ids, u, (nlpd, score, prior))
+    verdict, ids = region_verdict(u, bands), asked.obs.ids
+    return JointCalibration(
+        cells, question.readable, bands, ids, **verdict, nlpd=nlpd, energy=score, energy_prior=prior
+    )
 
 
 def _alike(rows: Observations, library: Observations, names: Sequence[str], seed: int) -> np.ndarray:
@@ -172,21 +149,3 @@ def _scores(
         score[rows] = energy(draws / unit, truth[rows])
     others = np.stack([np.roll(truth, shift, axis=0) for shift in range(1, min(len(truth), n))])
     return u, float(score.mean()), float(energy(others, truth).mean())
-
-
-def _judge(
-    cells: tuple[str, ...],
-    given: tuple[str, ...],
-    bands: Bands,
-    ids: StringArray,
-    u: FloatArray,
-    scores: tuple[float, float, float],
-) -> JointCalibration:
-    counts = tuple(int((u <= level).sum()) for level in bands.levels)
-    coverage = np.array(counts) / len(u)
-    low, high = (np.array(edge) for edge in coverage_band(len(u), bands.levels, bands.confidence))
-    inside = bool(((coverage >= low - 1e-12) & (coverage <= high + 1e-12)).all())
-    pvalue = coverage_pvalue(counts, len(u), bands.levels)
-    return JointCalibration(
-        cells, given, bands, ids, u, coverage, low, high, inside, pvalue, uniform_pvalue(u[:, None]), *scores
-    )

@@ -62,9 +62,7 @@ def calibration(pit: Mapping[str, FloatArray], bands: Mapping[str, CoverageBand]
     return figure
 
 
-def joint_coverage(
-    u: FloatArray, band: CoverageBand, confidence: float, what: str = "share of draws nearer to the reference"
-) -> Figure:
+def joint_coverage(u: FloatArray, band: CoverageBand, confidence: float, what: str) -> Figure:
     """Coverage minus nominal level of joint posteriors, and the histogram of u (N,), each with its band.
 
     Arguments:
@@ -75,7 +73,7 @@ def joint_coverage(
 
     Example:
         >>> band = CoverageBand(np.array([0.5, 0.9]), np.array([0.4, 0.8]), np.array([0.6, 1.0]), 0.5, 1.5, 10)
-        >>> len(joint_coverage(np.linspace(0, 1, 50), band, 0.99).axes)
+        >>> len(joint_coverage(np.linspace(0, 1, 50), band, 0.99, "share of draws nearer").axes)
         2
     """
     with style():
