@@ -139,3 +139,34 @@ def test_trends_show_points_beside_lines_and_dashes_where_they_are_many():
     assert right.get_lines()[1].get_linestyle() == "--"
     assert right.get_yscale() == "log"
     np.testing.assert_array_equal(left.get_lines()[3].get_ydata(), few + 2)
+
+
+def test_readings_lie_where_the_points_are_drawn(rng):
+    import io
+
+    place, colour = rng.normal(size=(12, 2)), np.linspace(0, 1, 12)
+    figure = plots.latent_map(place, colour, plots.Labels("z1", "z2"), "mass [solMass]")
+    (cloud,) = (one for one in plots.readings(figure) if len(one.axes) == 3)
+    picture = mpl.image.imread(io.BytesIO(plots.png(figure, dpi=200)))[..., :3]
+    pixel = np.round(cloud.place * np.array(picture.shape[1::-1])).astype(int)
+    seen = picture[pixel[:, 1], pixel[:, 0]]
+    expected = mpl.colormaps["viridis"](np.clip((colour - np.quantile(colour, 0.01)) / 0.98, 0, 1))[:, :3]
+    assert np.abs(seen - (0.85 * expected + 0.15)).max() < 0.05
+    assert cloud.axes == ("z1", "z2", "mass [solMass]")
+    assert cloud.told[3] == tuple(f"{v:.4g}" for v in (*place[3], colour[3]))
+
+
+def test_readings_name_rows_and_columns_and_the_lengths_of_bars():
+    table = plots.heat_map(np.array([[1.0, 2.0], [3.0, np.nan]]), ["a", "b"], ["c", "d"], "value", "")
+    (cells,) = plots.readings(table)
+    assert cells.told == (("c", "a", "1"), ("d", "a", "2"), ("c", "b", "3"), ("d", "b", "–"))
+    steps = plots.waterfall(1.0, {"x": 2.0, "y": -0.5}, "mass", 2.6, "row 1")
+    bars = [told for one in plots.readings(steps) for told in one.told]
+    assert {("2", "x"), ("-0.5", "y")} == set(bars)
+
+
+def test_readings_of_long_lines_are_thinned_and_lines_across_a_panel_left_out(rng):
+    figure = plots.spectrum(np.arange(5000.0), rng.normal(size=(50, 5000)), rng.normal(size=5000))
+    found = plots.readings(figure)
+    assert found and all(len(one.told) <= 400 for one in found)
+    assert all((one.place >= -0.01).all() and (one.place <= 1.01).all() for one in found)

@@ -1,6 +1,8 @@
 """The page is one escaped file that fetches nothing, whatever the data are called."""
 
 import base64
+import hashlib
+import json
 import re
 from html.parser import HTMLParser
 
@@ -69,7 +71,8 @@ def test_page_has_every_section_and_is_alone_in_its_folder(page):
     outline = read(page)
     text = "".join(outline.text)
     for title in (
-        "In numbers", "Beside simpler methods", "Can the error bars be believed?", "Objects with gaps",
+        "In words", "In numbers", "Was every modality heard?", "Who told?",
+        "Beside simpler methods", "Can the error bars be believed?", "Objects with gaps",
         "Posterior of one object", "Reconstruction", "Latent map", "Unusual objects", "Imputation", "Training",
         "Model card",
     ):  # fmt: skip
@@ -78,9 +81,16 @@ def test_page_has_every_section_and_is_alone_in_its_folder(page):
     assert outline.tags.count("img") >= 10 and [file.name for file in page.parent.iterdir()] == ["report.html"]
 
 
-def test_page_fetches_nothing_and_runs_nothing(page):
-    outline = read(page)
-    assert "script" not in outline.tags and "link" not in outline.tags
+def test_page_fetches_nothing_and_runs_its_own_script_alone(page):
+    outline, raw = read(page), page.read_text(encoding="utf-8")
+    assert "link" not in outline.tags and outline.tags.count("iframe") == 0
+    scripts = re.findall(r"<script([^>]*)>(.*?)</script>", raw, flags=re.DOTALL)
+    (own,) = (text for kind, text in scripts if "application/json" not in kind)
+    digest = base64.b64encode(hashlib.sha256(own.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in raw and raw.count("script-src") == 1
+    assert len(scripts) == 1 + outline.tags.count("img") and all(
+        json.loads(text) is not None for _, text in scripts[:-1]
+    )
     assert all(link.startswith(("data:image/", "#")) for link in outline.links)
     assert not re.search(r"(?:src|href)=[\"']?(?:https?:)?//", page.read_text())
     for link in outline.links:
@@ -91,7 +101,8 @@ def test_page_fetches_nothing_and_runs_nothing(page):
 
 def test_text_from_data_is_escaped(page):
     raw = page.read_text()
-    assert "<script>" not in raw and "&lt;script&gt;" in raw
+    assert raw.count("<script>") == 1 and "&lt;script&gt;" in raw
+    assert EVIL not in raw
 
 
 def test_a_model_without_capabilities_still_gets_a_page(fakes, world, tmp_path):

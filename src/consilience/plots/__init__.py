@@ -6,6 +6,7 @@ from consilience.plots.corner import corner
 from consilience.plots.curves import Profile, Trend, curve_families, history, methods, profiles, trends
 from consilience.plots.images import compared_images, image_grid
 from consilience.plots.maps import latent_map, outlier_map
+from consilience.plots.readings import Readings, readings
 from consilience.plots.spectrum import spectrum
 from consilience.plots.style import Figure, Labels, png, svg, with_unit
 from consilience.plots.time import Track, strips, tracks
@@ -15,6 +16,7 @@ __all__ = [
     "Figure",
     "Labels",
     "Profile",
+    "Readings",
     "Track",
     "Trend",
     "calibration",
@@ -31,6 +33,7 @@ __all__ = [
     "png",
     "predicted_vs_true",
     "profiles",
+    "readings",
     "spectrum",
     "strips",
     "svg",

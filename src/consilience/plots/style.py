@@ -9,13 +9,14 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "INK", "Figure", "Labels", "png", "style", "svg", "with_unit"]
+__all__ = ["COLOURS", "INK", "PAD", "Figure", "Labels", "png", "style", "svg", "with_unit"]
 
 INK = "#1f2937"  # text, data
 MUTED = "#9ca3af"
 BLUE = "#1d4ed8"  # what the model says
 RED = "#c2410c"  # the truth, and alarms
 GAP = "#eef0f3"
+PAD = 0.06  # inches around a saved figure
 COLOURS = (BLUE, RED, "#047857", "#7c3aed", "#b45309", "#0e7490", "#be185d", "#4d7c0f")  # each >= 4.5:1 on white
 
 _RC: dict[Any, object] = {
@@ -88,5 +89,5 @@ def _render(figure: Figure, kind: str, dpi: int) -> bytes:
     buffer = io.BytesIO()
     metadata: dict[str, str | None] = {"Date": None} if kind == "svg" else {"Software": None}
     with style():
-        figure.savefig(buffer, format=kind, dpi=dpi, bbox_inches="tight", pad_inches=0.06, metadata=metadata)
+        figure.savefig(buffer, format=kind, dpi=dpi, bbox_inches="tight", pad_inches=PAD, metadata=metadata)
     return buffer.getvalue()

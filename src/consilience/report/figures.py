@@ -3,7 +3,7 @@
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,11 +26,19 @@ CORNER = 6  # dimensions of the corner plot
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A figure as it stands in the page: a data URI, a description for those who cannot see it, and a caption."""
+    """A figure as it stands in the page.
+
+    Arguments:
+        source: Data URI.
+        alt: Description for those who cannot see it.
+        caption: What it means.
+        told: What is said at which place of it, as the page's script reads it.
+    """
 
     source: str
     alt: str
     caption: str
+    told: list[dict[str, Any]]
 
 
 def picture(figure: plots.Figure, alt: str, caption: str) -> Picture:
@@ -38,7 +46,11 @@ def picture(figure: plots.Figure, alt: str, caption: str) -> Picture:
     data, kind = plots.svg(figure), "svg+xml"
     if len(data) > 600_000:
         data, kind = plots.png(figure, dpi=200), "png"
-    return Picture(f"data:image/{kind};base64,{base64.b64encode(data).decode()}", alt, caption)
+    told = [
+        {"name": one.name, "axes": one.axes, "place": one.place.round(4).tolist(), "told": one.told}
+        for one in plots.readings(figure)
+    ]
+    return Picture(f"data:image/{kind};base64,{base64.b64encode(data).decode()}", alt, caption, told)
 
 
 def spectra_of(fitted: "Fitted", obs: Observations, seed: int, count: int = 3) -> list[Picture]:
