@@ -9,7 +9,7 @@ import pytest
 import consilience as cs
 from consilience.analysis.domain import domain
 from consilience.analysis.latents import latents
-from consilience.analysis.two_samples import c2st, mmd, sinkhorn
+from consilience.analysis.two_samples import c2st, frechet, mmd, sinkhorn
 from consilience.errors import CapabilityError, DataError, RequestError
 
 
@@ -88,3 +88,17 @@ def test_a_map_needs_latents():
     fit = cs.fit(cs.Regression(target="y", hidden=4), table, cs.TrainConfig(max_steps=2))
     with pytest.raises(CapabilityError, match="latents"):
         latents(fit, table)
+
+
+def test_frechet_distance_is_that_of_matrix_square_roots():
+    from scipy.linalg import sqrtm
+
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(60, 4)) @ rng.normal(size=(4, 4)) + 1
+    y = rng.normal(size=(45, 4)) @ rng.normal(size=(4, 4))
+    one, two = np.cov(x.T), np.cov(y.T)
+    expected = np.sum((x.mean(0) - y.mean(0)) ** 2) + np.trace(one + two - 2 * sqrtm(one @ two).real)
+    assert frechet(x, y) == pytest.approx(expected, rel=1e-6)
+    assert frechet(x, y) == pytest.approx(frechet(y, x)) and frechet(x, x) == pytest.approx(0, abs=1e-9)
+    few = rng.normal(size=(12, 40))  # singular covariances
+    assert frechet(few, few) == pytest.approx(0, abs=1e-9)

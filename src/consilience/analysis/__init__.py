@@ -21,13 +21,14 @@ from consilience.analysis.imputation import Imputation, imputation
 from consilience.analysis.information import BlockInformation, block_information
 from consilience.analysis.joint import JointCalibration, joint_calibration
 from consilience.analysis.latents import LatentMap, latents
+from consilience.analysis.likeness import ssim
 from consilience.analysis.outliers import Outliers, outliers
 from consilience.analysis.pattern_calibration import PatternCalibration, pattern_calibration
 from consilience.analysis.probes import Probes, probes
 from consilience.analysis.recalibration import Recalibrated, recalibration
 from consilience.analysis.reconstruction import Reconstruction, reconstruction
 from consilience.analysis.traversals import Traversals, traversals
-from consilience.analysis.two_samples import c2st, mmd, sinkhorn
+from consilience.analysis.two_samples import c2st, frechet, mmd, sinkhorn
 from consilience.analysis.uncertainty import Uncertainty, uncertainty
 from consilience.analysis.what_next import WhatNext, what_next
 
@@ -71,6 +72,7 @@ __all__ = [
     "decomposition",
     "discs",
     "domain",
+    "frechet",
     "gaussian_information",
     "highest_density",
     "imputation",
@@ -85,6 +87,7 @@ __all__ = [
     "recalibration",
     "reconstruction",
     "sinkhorn",
+    "ssim",
     "traversals",
     "uncertainty",
     "what_next",

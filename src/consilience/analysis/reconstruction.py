@@ -1,13 +1,15 @@
 """Does the model explain the cells? Errors and χ² per degree of freedom, of seen cells or of cells kept from it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from consilience.analysis.base import AbstractResult, answered, quantities, tiles, truth_of
+from consilience.analysis.likeness import RADIUS, ssim
 from consilience.analysis.scores import mean_absolute_error, root_mean_square
+from consilience.analysis.two_samples import frechet
 from consilience.data.observations import Observations
 from consilience.data.schema import Schema
 from consilience.errors import CapabilityError, DataError
@@ -20,7 +22,10 @@ if TYPE_CHECKING:
     from consilience.plots.style import Figure
     from consilience.predict.fitted import Fitted
 
-__all__ = ["Reconstruction", "reconstruction", "residuals"]
+__all__ = ["Features", "Reconstruction", "reconstruction", "residuals"]
+
+Features = Callable[[FloatArray], FloatArray]
+LEAST = 10  # rows of which a distance is told
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,9 @@ class Reconstruction(AbstractResult):
 
     :math:`\bar f, s_f` are mean and standard deviation of the model's draws (intrinsic scatter included), σ the stated
     error. ``chi2`` is near 1 for cells kept from a right model, and somewhat below 1 for cells that it was shown.
-    Arrays have one number per quantity; ``chi2_cell`` one per cell of each modality.
+    Arrays have one number per quantity; ``chi2_cell`` one per cell of each modality. Of images, ``similarity`` is the
+    mean structural similarity (:func:`~consilience.analysis.likeness.ssim`) of those measured in full and the posterior
+    mean, and ``frechet`` the distance of their features from those of draws; NaN of what has none.
     """
 
     name: ClassVar[str] = "reconstruction"
@@ -42,6 +49,8 @@ class Reconstruction(AbstractResult):
     rmse: FloatArray
     mae: FloatArray
     chi2: FloatArray
+    similarity: FloatArray
+    frechet: FloatArray
     chi2_cell: dict[str, FloatArray]
     hidden: bool
     skipped: tuple[str, ...]
@@ -51,7 +60,11 @@ class Reconstruction(AbstractResult):
         from astropy.table import Table
 
         columns = {"quantity": list(self.quantities), "unit": list(self.units), "cells": self.cells}
-        return Table({**columns, "rmse": self.rmse, "mse": self.mse, "mae": self.mae, "chi2_per_dof": self.chi2})
+        table = Table({**columns, "rmse": self.rmse, "mse": self.mse, "mae": self.mae, "chi2_per_dof": self.chi2})
+        for name, value in {"ssim": self.similarity, "frechet": self.frechet}.items():
+            if np.isfinite(value).any():
+                table[name] = value
+        return table
 
     def figure(self) -> "Figure":
         """χ² per degree of freedom of every cell, one panel per modality; 1 is right."""
@@ -77,10 +90,13 @@ def reconstruction(
     targets: Sequence[str] | None = None,
     *,
     hidden: Mapping[str, BoolArray] | None = None,
+    features: Mapping[str, Features] | None = None,
     n: int = 100,
     seed: int = 0,
 ) -> Reconstruction:
     """Errors and χ² of the measured cells, or with ``hidden`` of those cells only, given the rest of the row.
+
+    Images wider than ten pixels are compared by structural similarity as well.
 
     Arguments:
         fitted: Any fitted model.
@@ -88,12 +104,14 @@ def reconstruction(
         targets: Modalities to score; by default all that hold scored cells and that the model answers, categories
             apart (their differences mean nothing).
         hidden: Cells to keep from the model and to score, (N, *event) per modality; None scores what it was shown.
+        features: Of a modality, what a network of yours sees in values (S, *event), as (S, K): rows measured in full
+            and as many draws of the model, noise included, are then compared by their Fréchet distance.
         n: Draws per object.
         seed: Of the draws.
 
     Raises:
         CapabilityError: the model answers none of the targets, or not one that was asked for by name.
-        DataError: no measured cell to score.
+        DataError: no measured cell to score, or features for which fewer than ten rows are measured in full.
     """
     context = obs if hidden is None else obs.hide_cells(hidden)
     ordered = [spec.name for spec in obs.schema.modalities if spec.kind != "category"]
@@ -112,6 +130,10 @@ def reconstruction(
         truth = truth_of(obs, name, _only(hidden, name))
         found[name] = residuals(fitted, context, obs, name, n=n, seed=seed, truth=truth)
     each = [q for name in ask for q in quantities(schema[name])]
+    alike = {name: _similarity(obs, name, found[name][0]) for name in ask}
+    apart = {
+        name: _apart(fitted, context, obs, name, see, seed) for name, see in (features or {}).items() if name in ask
+    }
     error = [found[q.modality][0][:, q.cells].reshape(-1) for q in each]
     chi2 = [found[q.modality][1][:, q.cells].reshape(-1) for q in each]
     rmse = np.array([float(root_mean_square(e)) for e in error])
@@ -124,6 +146,8 @@ def reconstruction(
         rmse,
         np.array([float(mean_absolute_error(e)) for e in error]),
         np.array([float(root_mean_square(np.sqrt(c))) ** 2 for c in chi2]),
+        np.array([alike[q.modality] for q in each]),
+        np.array([apart.get(q.modality, np.nan) for q in each]),
         {name: root_mean_square(np.sqrt(chi)) ** 2 for name, (_, chi) in found.items()},
         hidden is not None,
         tuple(name for name in wanted if name not in ask),
@@ -151,6 +175,32 @@ def residuals(
         error[rows] = mean - truth[rows]
         chi2[rows] = error[rows] ** 2 / np.where(variance > 0, variance, np.nan)
     return error, chi2
+
+
+def _similarity(obs: Observations, name: str, error: FloatArray) -> float:
+    """Of the images measured in full; NaN of what is no image."""
+    part, shape = obs.parts[name], obs.schema[name].shape
+    if len(shape) not in (2, 3) or min(shape[-2:]) <= 2 * RADIUS:
+        return np.nan
+    whole = part.measured.all(axis=tuple(range(1, part.value.ndim)))
+    value = part.value[whole]
+    found = ssim(value, value + error[whole].reshape(value.shape))
+    return float(np.nanmean(found)) if np.isfinite(found).any() else np.nan
+
+
+def _apart(
+    fitted: "Fitted", context: Observations, obs: Observations, name: str, features: Features, seed: int
+) -> float:
+    """Fréchet distance of what is seen in rows and in one draw of each."""
+    part = obs.parts[name]
+    rows = np.flatnonzero(part.measured.all(axis=tuple(range(1, part.value.ndim))))
+    if len(rows) < LEAST:
+        raise DataError(
+            f"Expected {LEAST} rows with all of '{name}' at least, to compare what is seen in them; got {len(rows)}. "
+            "Give more rows, or no features of it."
+        )
+    drawn = fitted.sample(context[rows], [name], n=1, seed=seed, observed=True, at=obs[rows])
+    return frechet(*(np.asarray(features(one), dtype=float) for one in (part.value[rows], drawn.values[name][0])))
 
 
 def _only(hidden: Mapping[str, BoolArray] | None, name: str) -> BoolArray | None:

@@ -197,8 +197,10 @@ def _reconstruction(found: analysis.Reconstruction) -> Section:
         else "The model was shown these cells, so values somewhat below 1 are expected; well above 1 is a misfit."
     )
     drawn = picture(found.figure(), "χ² per degree of freedom of every cell", text)
-    header = ("quantity", "unit", "cells", "RMSE", "MSE", "MAE", "χ² / dof")
-    return Section("reconstruction", "Reconstruction", (), (_sheet(header, numbers(found.table())),), (drawn,))
+    table = found.table()
+    more = tuple({"ssim": "SSIM", "frechet": "Fréchet"}[name] for name in table.colnames[7:])
+    header = ("quantity", "unit", "cells", "RMSE", "MSE", "MAE", "χ² / dof", *more)
+    return Section("reconstruction", "Reconstruction", (), (_sheet(header, numbers(table)),), (drawn,))
 
 
 def _outliers(found: analysis.Outliers) -> Section:
