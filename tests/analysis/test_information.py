@@ -10,7 +10,7 @@ from consilience.analysis.estimators import club, contrastive, gaussian_informat
 from consilience.data.observations import Observations
 from consilience.data.samples import Latent
 from consilience.data.schema import ModalitySpec, Schema
-from consilience.errors import CapabilityError, DataError
+from consilience.errors import CapabilityError, DataError, RequestError
 
 
 def pair(rho, size, count=2000, seed=0):
@@ -129,6 +129,7 @@ class Known:
     """Two blocks that share a factor of correlation ``rho``, a silent one, and one whose means alone tell of it."""
 
     schema = SimpleNamespace(names=("x",))
+    capabilities = frozenset({"latent"})
 
     def __init__(self, rho, drop=()):
         self.rho, self.drop = rho, drop
@@ -158,13 +159,15 @@ def found():
 
 def numbers(found, *key):
     (row,) = [k for k, name in enumerate(zip(found.one, found.other, found.of, strict=True)) if name == key]
-    return found.ksg[row], found.info_nce[row], found.r2[row]
+    return found.ksg[row], found.info_nce[row], found.r2[row], found.club[row], found.gaussian[row]
 
 
 def test_a_leak_is_found_in_every_way_from_means_and_draws(found):
     expected = -0.5 * np.log(1 - 0.9**2)
     for of in ("mean", "draw"):
-        nats, bound, r2 = numbers(found, "shared", "private", of)
+        nats, bound, r2, club, gaussian = numbers(found, "shared", "private", of)
+        assert gaussian == pytest.approx(expected, abs=0.1)
+        assert expected < club == pytest.approx(0.81 / 0.19, rel=0.35)
         assert nats == pytest.approx(expected, abs=0.2)  # the two columns of noise make it smaller
         assert 0.8 * expected < bound < expected + 0.08
         assert r2 == pytest.approx(0.81, abs=0.06)
@@ -181,8 +184,7 @@ def test_blocks_that_are_apart_share_nothing():
 
 def test_what_only_means_hold_is_told_apart(found):
     assert min(numbers(found, "shared", "tiny", "mean")[1:]) > 0.9
-    nats, bound, r2 = numbers(found, "shared", "tiny", "draw")
-    assert max(abs(nats), bound, r2) < 0.05
+    assert max(map(abs, numbers(found, "shared", "tiny", "draw"))) < 0.08
 
 
 def test_a_latent_that_does_not_vary_is_not_read():
@@ -199,7 +201,45 @@ def test_a_latent_that_does_not_vary_is_not_read():
 
 def test_a_silent_block_tells_nothing(found):
     for other in ("shared", "private"):
-        assert numbers(found, other, "silent", "mean") == numbers(found, other, "silent", "draw") == (0, 0, 0)
+        assert numbers(found, other, "silent", "mean") == numbers(found, other, "silent", "draw") == (0,) * 5
+
+
+def test_a_modality_stands_beside_the_blocks_and_rows_without_it_are_left_out():
+    class Told(Known):
+        """Reads the first of two columns that correlate by .8 with a third."""
+
+        schema = SimpleNamespace(names=("x",))
+
+        def latent(self, obs):
+            x = np.nan_to_num(obs.parts["x"].value[:, None])
+            return Latent({"shared": x}, {"shared": 0.01 + 0 * x}, obs.ids)
+
+    schema = Schema(modalities=(ModalitySpec(name="x"), ModalitySpec(name="y"), ModalitySpec(name="z")))
+
+    def told(count, seed):
+        x, e, z = np.random.default_rng(seed).standard_normal((3, count))
+        y = 0.8 * x + 0.6 * e
+        y[::5] = np.nan
+        return Observations.from_arrays(schema, {"x": x, "y": y, "z": z}, ids=[f"{seed}-{k}" for k in range(count)])
+
+    found = cs.analysis.block_information(Told(0), told(1000, 0), told(700, 1), ["y", "z"], batch=100)
+    assert len(found.table()) == 3 * 2
+    expected = -np.log(0.6)
+    for of in ("mean", "draw"):
+        nats, bound, r2, club, gaussian = numbers(found, "shared", "y", of)
+        assert nats == pytest.approx(expected, abs=0.1) and gaussian == pytest.approx(expected, abs=0.06)
+        assert bound < expected + 0.08 and club == pytest.approx(0.64 / 0.36, rel=0.25) and r2 > 0.55
+        assert max(map(abs, numbers(found, "y", "z", of))) < 0.08
+    assert numbers(found, "y", "z", "mean") == numbers(found, "y", "z", "draw")
+    without = cs.analysis.block_information(Told(0), told(150, 0), told(90, 1), ["y"], hide=["x"])
+    assert without.info_nce[0] == without.ksg[0] == 0 and abs(without.info_nce[1]) < 0.1  # it was told nothing
+    blind = Told(0)
+    blind.capabilities = frozenset()
+    assert len(cs.analysis.block_information(blind, told(150, 0), told(90, 1), ["y", "z"]).table()) == 2
+    with pytest.raises(CapabilityError, match="name modalities too"):
+        cs.analysis.block_information(Told(0), told(150, 0), told(90, 1))
+    with pytest.raises(RequestError, match="'w'"):
+        cs.analysis.block_information(Told(0), told(150, 0), told(90, 1), ["w"])
 
 
 def test_tables_and_files(found, tmp_path):
