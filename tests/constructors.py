@@ -4,7 +4,7 @@ The contract tests of ``tests/contracts`` run on each entry.
 """
 
 from contextlib import ExitStack
-from functools import lru_cache
+from functools import cache
 from unittest import mock
 
 import numpy as np
@@ -225,7 +225,7 @@ def produced(fit):
     return tuple(m for m in fit.schema.names if fit.answers(frozenset(), frozenset([m])))
 
 
-@lru_cache(maxsize=64)
+@cache  # all entries in both precisions, asked for by every file of contracts
 def fitted(name, *, steps=30, precision="32-true", members=1, seed=0):
     """The family of an entry after a few steps on its table, kept for the session: do not change it."""
     family, factory = CONSTRUCTORS[name]

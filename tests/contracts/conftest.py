@@ -6,8 +6,9 @@ import torch
 from constructors import CONSTRUCTORS, fitted, produced
 
 
-@pytest.fixture(params=CONSTRUCTORS)
+@pytest.fixture(params=CONSTRUCTORS, scope="session")
 def name(request):
+    """Of the session, so that all tests of an entry follow each other: each worker fits half of the entries only."""
     return request.param
 
 
