@@ -1,9 +1,12 @@
 import json
 
+import numpy as np
 import pytest
 from astropy.table import Table
 
+from benchmarks import decomposition
 from benchmarks._harness import main, resumed, turns
+from consilience.analysis.decomposition import partial_information
 from consilience.studies.runner import Results
 
 
@@ -44,3 +47,22 @@ def test_contenders_take_turns():
     assert calls == ["a", "b", "a", "b", "a", "b", "a", "b"]
     assert {name: len(values) for name, values in seconds.items()} == {"a": 3, "b": 3}
     assert (seconds["a"] >= 0).all()
+
+
+def test_partial_information_is_compared_part_by_part(monkeypatch):
+    def peer(_, program, every, *, threads):
+        assert program == "_dit_peer" and all(table.sum() == pytest.approx(1) for table in every.values())
+        found = {}
+        for name, table in every.items():
+            for kind in ("I_min", "BROJA"):
+                parts = np.array(partial_information(table, kind))
+                found[f"{name} {kind}"] = parts + (0.01 if kind == "BROJA" and name == "random 1" else 0)
+        return found | {"seconds": np.array(2.0)}
+
+    monkeypatch.setattr(decomposition, "asked", peer)
+    monkeypatch.setattr(decomposition, "peer_python", lambda *_: "python")
+    found = decomposition.measure(0, True)
+    assert found.numbers["difference_BROJA_random_max"] == pytest.approx(0.01)
+    assert found.numbers["broja_short_of_peer_max"] == pytest.approx(0.01)
+    assert found.numbers["difference_BROJA_gates_max"] == found.numbers["difference_I_min_random_max"] == 0
+    assert len(found.tables["Bits"]) == 4 * 2 * 2
