@@ -6,7 +6,7 @@ and quasars with something wrong in their spectra.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +56,7 @@ class Settings(Frozen):
     shapley_rows: int = Field(ge=50)
     correlations: tuple[float, ...]
     columns: tuple[int, ...]
+    pairings: int = Field(ge=2)  # tables of correlated vectors, over which estimates are averaged
     pairs: int = Field(ge=60)
     overfitted: int = Field(ge=20)
     held: int = Field(ge=200)
@@ -223,22 +224,31 @@ def _information(size: Settings, kept: Kept, seed: int) -> tuple[dict[str, float
     rows, errors = [], {name: [0.0] for name in ESTIMATORS}
     for columns in size.columns:
         for rho in size.correlations:
-            x, e = np.random.default_rng(seed).standard_normal((2, size.pairs, columns))
-            y = rho * x + math.sqrt(1 - rho**2) * e
             row = {"columns": columns, "correlation": rho, "information": _information_of(rho, columns)}
             for name, one in ESTIMATORS.items():
 
-                def measured(one: _Estimator = one, x: FloatArray = x, y: FloatArray = y) -> Mapping[str, FloatArray]:
-                    return {"value": np.array(one.measure(x, y, seed))}
+                def measured(
+                    one: _Estimator = one, rho: float = rho, columns: int = columns
+                ) -> Mapping[str, FloatArray]:
+                    return {
+                        "values": np.array([one.measure(*pair, at) for at, pair in _pairs(rho, columns, size, seed)])
+                    }
 
-                value = float(kept.part(f"{name} of {columns} columns at {rho}", measured)["value"])
+                values = kept.part(f"{name} of {columns} columns at {rho}", measured)["values"]
                 exact, valid = one.exact(rho, columns), one.valid(rho, columns)
                 if valid:
-                    errors[name].append(abs(value - exact) / max(exact, 0.1))  # of a tenth of a nat, where it is less
-                row |= {name: f"{value:.3f}" + ("" if valid else " (outside)")}
+                    errors[name].append(abs(values.mean() - exact) / max(exact, 0.1))  # of .1 nat, where it is less
+                row |= {name: f"{values.mean():.3f} ± {values.std(ddof=1):.3f}" + ("" if valid else " (outside)")}
                 row |= {f"{name}, its own exact value": exact} if name == "club" else {}
             rows.append(row)
     return {f"mi_relative_error_{name}": max(each) for name, each in errors.items()}, Table(rows)
+
+
+def _pairs(rho: float, columns: int, size: Settings, seed: int) -> Iterator[tuple[int, tuple[FloatArray, FloatArray]]]:
+    """Seeds, and vectors whose columns correlate one by one."""
+    for at in range(seed, seed + size.pairings):
+        x, e = np.random.default_rng(at).standard_normal((2, size.pairs, columns))
+        yield at, (x, rho * x + math.sqrt(1 - rho**2) * e)
 
 
 def _recalibrated(
