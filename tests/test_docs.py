@@ -112,9 +112,15 @@ def test_the_page_of_flows_runs(quick):
     assert run("docs/families/vae_flow.md")["fitted"].capabilities == {"density"}
 
 
+def test_the_flow_matching_page_runs():
+    found = run("docs/families/flow_matching.md")
+    assert found["fitted"].capabilities == {"density", "generate"} and found["density"].kind == "exact"
+    assert found["given"].values["y"].shape[:2] == found["back"].values["x"].shape[:2] == (20, 20)
+
+
 @pytest.mark.parametrize("page", sorted({page for page in TEXTS if blocks(TEXTS[page], "python")} - {CONTRACT}))
 def test_no_page_with_code_is_left_out(page):
-    families = ("disentangled_vae", "gp_vae", "regression", "vae_flow")
+    families = ("disentangled_vae", "flow_matching", "gp_vae", "regression", "vae_flow")
     run_here = ("README.md", "docs/analyses.md", "docs/tour.md", *(f"docs/families/{name}.md" for name in families))
     assert page in run_here, f"{page} has Python blocks that no test runs"
 
@@ -169,6 +175,7 @@ PAGES = [
     (cs.VAE, "disentangled_vae"),
     (cs.Regression, "regression"),
     (cs.VAEFlow, "vae_flow"),
+    (cs.FlowMatching, "flow_matching"),
 ]
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from consilience.io import read, write
     from consilience.io.stream import stream
     from consilience.models.disentangled_vae import DisentangledVAE
+    from consilience.models.flow_matching import FlowMatching
     from consilience.models.gp_vae import GPVAE
     from consilience.models.regression import Regression
     from consilience.models.shared_gplvm import SharedGPLVM
@@ -38,6 +39,7 @@ __all__ = [
     "ConsilienceError",
     "DisentangledVAE",
     "Fitted",
+    "FlowMatching",
     "GPVAE",
     "Grid",
     "Modality",
@@ -73,6 +75,7 @@ _HOMES = {
     "Cell": "consilience.data.schema",
     "ConsilienceError": "consilience.errors",
     "DisentangledVAE": "consilience.models.disentangled_vae",
+    "FlowMatching": "consilience.models.flow_matching",
     "Fitted": "consilience.predict.fitted",
     "GPVAE": "consilience.models.gp_vae",
     "Grid": "consilience.data.schema",

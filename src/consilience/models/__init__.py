@@ -9,6 +9,7 @@ from consilience.models.base import AbstractFamily
 
 MODELS = {
     "DisentangledVAE": "consilience.models.disentangled_vae",
+    "FlowMatching": "consilience.models.flow_matching",
     "GPVAE": "consilience.models.gp_vae",
     "Regression": "consilience.models.regression",
     "SharedGPLVM": "consilience.models.shared_gplvm",

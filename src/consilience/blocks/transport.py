@@ -1,0 +1,196 @@
+r"""Paths from data to noise, cell by cell, and the equations that lead back.
+
+A cell at level s is :math:`y = x + s\,\epsilon`: at 0 it is known, at the largest level nothing is known of it. A
+measurement with error bar s is a cell at that level; a cell that was not measured is at the largest. A network F gives
+the mean of the truth of every cell given all cells at their levels,
+
+.. math:: D(y, s) = c_\text{skip}(s)\,y + c_\text{out}(s)\,F(c_\text{in}(s)\,y, s),
+
+and with it :math:`\nabla_y \log p = (D - y) / s^2`. Two choices of the functions c:
+
+- "denoising": :math:`c_\text{skip} = 1/(s^2+1)`, :math:`c_\text{out} = s/\sqrt{s^2+1}`,
+  :math:`c_\text{in} = 1/\sqrt{s^2+1}`, with log s normal in training: F has unit variance for data of unit variance.
+- "flow": the straight path :math:`x_t = t\,x_1 + (1 - t)\,x_0` in other coordinates, :math:`s = (1 - t)/t`,
+  :math:`c_\text{skip} = c_\text{in} = t`, :math:`c_\text{out} = 1 - t`, t uniform: F is the velocity x₁ - x₀.
+
+**Targets with error bars.** Where the truth x is not known, but a measurement :math:`z = x + v\,\epsilon`, noise is
+added up to a level s > v, and the mean of z given y is :math:`(1 - r) D + r y` with :math:`r = v^2/s^2`. The network
+that predicts z so learns D, the mean of the truth: what is drawn has no measurement error.
+
+References:
+    | Elucidating the design space of diffusion-based generative models (Karras et al., 2022)
+    | Flow matching for generative modeling (Lipman et al., 2023)
+    | DPM-Solver++: fast solver for guided sampling of diffusion probabilistic models (Lu et al., 2022)
+    | Consistent diffusion meets Tweedie (Daras, Dimakis & Daskalakis, 2024): data that are noisy themselves
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+__all__ = ["HIGHEST", "LOWEST", "AbstractPath", "Denoising", "Straight", "drawn", "levels", "path_of", "raised"]
+
+LOWEST, HIGHEST = 0.002, 40.0  # levels, in standard deviations of the cell
+BEND = 7.0  # of the levels between them: more of them are low
+
+Denoiser = Callable[[Tensor, Tensor], Tensor]  # cells and levels (R, D) to the mean of the truth (R, D)
+
+
+class AbstractPath(ABC):
+    """What a network is given and what it says, by level."""
+
+    @abstractmethod
+    def weights(self, level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """c_skip, c_out and c_in."""
+
+    @abstractmethod
+    def draw(self, rows: int, like: Tensor) -> Tensor:
+        """Levels of training, (rows, 1), from torch's generator."""
+
+
+class Denoising(AbstractPath):
+    """Preconditioned denoising, log s ~ N(-1.2, 1.2²)."""
+
+    def weights(self, level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        size = (level.square() + 1).sqrt()
+        return size**-2, level / size, 1 / size
+
+    def draw(self, rows: int, like: Tensor) -> Tensor:
+        drawn = torch.randn(rows, 1, dtype=like.dtype, device=like.device)
+        return (1.2 * drawn - 1.2).exp().clamp(LOWEST, HIGHEST)
+
+
+class Straight(AbstractPath):
+    """Flow matching on straight paths, t uniform."""
+
+    def weights(self, level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        t = 1 / (1 + level)
+        return t, 1 - t, t
+
+    def draw(self, rows: int, like: Tensor) -> Tensor:
+        low, high = 1 / (1 + HIGHEST), 1 / (1 + LOWEST)
+        t = low + (high - low) * torch.rand(rows, 1, dtype=like.dtype, device=like.device)
+        return 1 / t - 1
+
+
+def path_of(name: Literal["denoising", "flow"]) -> AbstractPath:
+    """The path of that name."""
+    return Denoising() if name == "denoising" else Straight()
+
+
+def levels(steps: int, *, like: Tensor) -> Tensor:
+    """steps + 1 levels from the highest to the lowest, each a little lower than the last.
+
+    Example:
+        >>> levels(2, like=torch.zeros(1)).round(decimals=3).tolist()
+        [40.0, 1.5019999742507935, 0.0020000000949949026]
+    """
+    part = torch.linspace(0, 1, steps + 1, dtype=like.dtype, device=like.device)
+    top, bottom = HIGHEST ** (1 / BEND), LOWEST ** (1 / BEND)
+    return (top + part * (bottom - top)) ** BEND
+
+
+def drawn(mean: Denoiser, y: Tensor, known: Tensor, steps: int, fresh: Callable[[int], Tensor | None]) -> Tensor:
+    r"""The truth of all cells, given some at levels of their own: one draw for each row.
+
+    Cells of which nothing is known follow :math:`dy/ds = (y - D)/s`, by Heun's rule, which takes noise to draws of the
+    model. A measured cell waits at its level until the others come down to it, and from there takes the random steps
+    of the reverse diffusion with :math:`q = s'^2/s^2`, :math:`y' \sim N\bigl(D + q (y - D),\, s'^2 (1 - q)\bigr)`,
+    which lead to draws of its truth given its measurement; followed without noise they would lead to one point. D is
+    continued from the step before (the multistep rule of second order): without that, draws are too narrow.
+
+    Arguments:
+        mean: D(y, s).
+        y: Noise at the highest level, or measurements at theirs, (R, D).
+        known: Levels of the measurements, the highest of the others, (R, D).
+        steps: Number of steps.
+        fresh: Standard normals (R, D) of a step's number, or None where no cell was measured with an error.
+    """
+    measured = known < HIGHEST
+    y = y + torch.where(measured, 0.0, mean(torch.where(measured, y, 0.0), known))  # noise is about what is known
+    grid = [*levels(steps, like=y), y.new_zeros(())]
+    before, length = y, torch.zeros_like(y)  # the last mean and the last step of a measured cell, in log level
+    for number, (high, low) in enumerate(zip(grid[:-1], grid[1:], strict=True)):
+        at, to = known.minimum(high), known.minimum(low)
+        moves = to < at
+        if not bool(moves.any()):
+            continue
+        middle = mean(y, at)
+        slope = (y - middle) / at
+        free = y + (to - at) * slope
+        if float(low) > 0:
+            ahead = torch.where(measured, y, free)
+            again = (ahead - mean(ahead, to)) / to
+            free = y + (to - at) * 0.5 * (slope + again)
+        normal = fresh(number)
+        if normal is not None:
+            share, now = (to / at).square(), (at / to).log()
+            ahead = torch.where((length > 0) & (to > 0), 0.5 * (middle - before) * now / length, 0.0)
+            walked = middle + share * (y - middle) + (1 - share) * ahead
+            free = torch.where(measured, walked + to * (1 - share).clamp_min(0.0).sqrt() * normal, free)
+            before, length = torch.where(moves, middle, before), torch.where(moves, now, length)
+        y = torch.where(moves, free, y)
+    return y
+
+
+def raised(
+    mean: Denoiser, y: Tensor, known: Tensor, scored: Tensor, steps: int, probes: Tensor | None = None
+) -> Tensor:
+    r"""Log density of the cells in ``scored`` at their levels, given the others at theirs, (R,).
+
+    .. math::
+        \log p(y) = \log N\bigl(y_\infty; D(0, s_\infty), s_\infty^2 + 1\bigr)
+        + \int \operatorname{tr} \frac{\partial}{\partial y} \frac{y - D}{s} \, ds
+
+    along the path up to the highest level, by the rule of Runge and Kutta; a cell joins when the level has reached its
+    own. The trace is exact, one backward pass for each cell that is scored in any row, or Hutchinson's estimate.
+
+    Arguments:
+        mean: D(y, s), differentiable.
+        y: Cells, (R, D).
+        known: Their levels, (R, D).
+        scored: Which cells' density is asked for, (R, D).
+        steps: Number of steps.
+        probes: Signs (P, R, D) of Hutchinson's estimate; None for the exact trace.
+    """
+    columns = scored.any(0).nonzero()[:, 0].tolist()
+    grid = levels(steps, like=y).flip(0)
+    total = y.new_zeros(len(y))
+
+    def slope(y: Tensor, at: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+        """dy/ds, and the trace of the step's own change of volume."""
+        with torch.enable_grad():
+            point = y.detach().requires_grad_()
+            found = torch.where(step > 0, (point - mean(point, at)) / at, 0.0)
+            trace = y.new_zeros(len(y))
+            for column in columns if probes is None else ():
+                (gradient,) = torch.autograd.grad(found[:, column].sum(), point, retain_graph=True)
+                trace = trace + step[:, column] * gradient[:, column]
+            for sign in () if probes is None else probes:
+                (gradient,) = torch.autograd.grad((found * step * sign).sum(), point, retain_graph=True)
+                trace = trace + (gradient * sign).sum(-1) / len(probes)  # type: ignore[arg-type]
+        return found.detach(), trace.detach()
+
+    for low, high in zip(grid[:-1], grid[1:], strict=True):
+        at, to = (torch.where(scored, known.maximum(level), known) for level in (low, high))
+        half = 0.5 * (at + to)
+        step = to - at
+        if not bool(step.any()):
+            continue
+        first, trace = slope(y, at, step)
+        second, more = slope(y + 0.5 * step * first, half, step)
+        third, still = slope(y + 0.5 * step * second, half, step)
+        fourth, last = slope(y + step * third, to, step)
+        total = total + (trace + 2 * more + 2 * still + last) / 6
+        y = y + step * (first + 2 * second + 2 * third + fourth) / 6
+    variance = HIGHEST**2 + 1
+    with torch.no_grad():
+        # noise is about what is known: D of cells at zero, which does not depend on where they are
+        middle = mean(torch.where(scored, 0.0, y), torch.where(scored, HIGHEST, known))
+        y = torch.where(scored, y - middle, y)
+    end = -0.5 * (y.square() / variance + math.log(2 * math.pi * variance))
+    return torch.where(scored, end, 0.0).sum(-1) + total
