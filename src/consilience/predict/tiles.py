@@ -8,11 +8,13 @@ import numpy as np
 from consilience.data.observations import Modality, Observations, State
 from consilience.data.schema import ModalitySpec, Schema
 from consilience.errors import SchemaError
+from consilience.train.progress import ProgressBar
 from consilience.typing import FloatArray
 
 __all__ = ["TILE", "Tile", "conform", "seen", "tile_rows", "tiles"]
 
 TILE = 64  # objects in a tile; matrix products of one shape give a row the same bits wherever it stands
+PATIENCE = 3.0  # seconds without a progress bar
 TILE_CELLS = 2**18  # of all modalities in a tile: an object of many cells shares its tile with fewer others
 
 
@@ -36,11 +38,13 @@ def tile_rows(schema: Schema) -> int:
 
 
 def tiles(obs: Observations) -> Iterator[Tile]:
-    """The tiles of a table, in order; their size depends on the schema alone."""
+    """The tiles of a table, in order; their size depends on the schema alone. What takes long shows how far it is."""
     size = tile_rows(obs.schema)
-    for start in range(0, len(obs), size):
-        rows = min(size, len(obs) - start)
-        yield Tile(start, rows, _padded(obs[start : start + rows], size))
+    with ProgressBar("objects", len(obs), after=PATIENCE) as bar:
+        for start in range(0, len(obs), size):
+            rows = min(size, len(obs) - start)
+            yield Tile(start, rows, _padded(obs[start : start + rows], size))
+            bar.advance(start + rows)
 
 
 def conform(obs: Observations, schema: Schema) -> Observations:

@@ -1,6 +1,7 @@
 """A progress bar on a terminal, silence elsewhere."""
 
 import sys
+import time
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Self
@@ -12,9 +13,15 @@ __all__ = ["ProgressBar"]
 
 
 class ProgressBar(AbstractContextManager["ProgressBar"]):
-    """Steps done, time left and one number; quiet when standard error is not a terminal."""
+    """Steps done, time left and one number; quiet when standard error is not a terminal.
 
-    def __init__(self, label: str, total: int) -> None:
+    Arguments:
+        label: What is being done.
+        total: Steps in all.
+        after: Seconds that pass before it is shown: what takes less needs no bar.
+    """
+
+    def __init__(self, label: str, total: int, *, after: float = 0.0) -> None:
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -24,9 +31,10 @@ class ProgressBar(AbstractContextManager["ProgressBar"]):
         )
         self._progress = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
         self._task = self._progress.add_task(label, total=total, note="")
+        self._shown = time.monotonic() + after
 
     def __enter__(self) -> Self:
-        self._progress.start()
+        self._show()
         return self
 
     def __exit__(
@@ -36,4 +44,9 @@ class ProgressBar(AbstractContextManager["ProgressBar"]):
 
     def advance(self, to: int, note: str = "") -> None:
         """Show that ``to`` steps are done."""
+        self._show()
         self._progress.update(self._task, completed=to, note=note)
+
+    def _show(self) -> None:
+        if time.monotonic() >= self._shown and not self._progress.live.is_started:
+            self._progress.start()
