@@ -87,7 +87,7 @@ def levels(steps: int, *, like: Tensor) -> Tensor:
 
     Example:
         >>> levels(2, like=torch.zeros(1)).round(decimals=3).tolist()
-        [40.0, 1.5019999742507935, 0.0020000000949949026]
+        [40.0, 1.432, 0.002]
     """
     part = torch.linspace(0, 1, steps + 1, dtype=like.dtype, device=like.device)
     top, bottom = HIGHEST ** (1 / BEND), LOWEST ** (1 / BEND)
