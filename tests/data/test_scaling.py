@@ -212,3 +212,45 @@ def test_a_new_row_that_has_no_logarithm_is_one_error():
     new = Observations.from_arrays(schema, {"x": np.array([[3.0], [-1.0]])})
     with pytest.raises(DataError, match=r"positive values in 'x'.*row 1"):
         scaler.forward(new)
+
+
+def bounded(**more):
+    cells = ({"name": "z", "bounds": (0.0, 7.0)}, {"name": "mass"})
+    return Schema(modalities=(ModalitySpec(name="labels", cells=cells, **more),))
+
+
+def test_cells_with_bounds_come_back_between_them_and_the_others_as_they_were():
+    rng = np.random.default_rng(0)
+    value = np.stack([rng.uniform(0, 7, 400), rng.normal(10, 2, 400)], -1)
+    value[0, 0], value[1, 0] = 0.0, 7.0
+    obs = Observations.from_arrays(bounded(), {"labels": value}, sigma={"labels": np.full_like(value, 0.01)})
+    scaler = Scaler.fit(obs)
+    part = scaler.forward(obs).parts["labels"]
+    assert (
+        np.isfinite(part.value).all()
+        and abs(part.value.mean()) < 0.02
+        and part.value.std() == pytest.approx(1, abs=0.1)
+    )
+    np.testing.assert_allclose(scaler.inverse("labels", part.value), value, atol=1e-5)
+    wild = scaler.inverse("labels", 50 * rng.normal(size=(100_000, 2)))
+    assert wild[:, 0].min() >= 0 and wild[:, 0].max() <= 7 and wild[:, 1].max() > 100
+    step = 1e-6
+    shifted = Observations.from_arrays(bounded(), {"labels": np.clip(value + [step, step], None, [7.0, np.inf])})
+    slope = (scaler.forward(shifted).parts["labels"].value - part.value)[2:] / step
+    np.testing.assert_allclose(np.exp(scaler.log_jacobian(obs)["labels"])[2:], slope, rtol=1e-3)
+    np.testing.assert_allclose(part.sigma[2:], 0.01 * slope, rtol=1e-3)
+
+
+def test_values_beyond_their_bounds_are_named():
+    obs = Observations.from_arrays(bounded(), {"labels": np.array([[1.0, 10.0], [7.5, 11.0]])})
+    with pytest.raises(DataError, match="values of 'z' between its bounds 0 and 7; got 7.5 in row 1"):
+        Scaler.fit(obs)
+
+
+@pytest.mark.parametrize(
+    "more", [{"kind": "count"}, {"scale": "standard"}, {"bounds": (1.0, 1.0)}, {"scale": "bounded"}]
+)
+def test_bounds_that_make_no_sense_are_refused(more):
+    plain = {"shape": (2,)} if more == {"scale": "bounded"} else {"shape": (2,), "bounds": (0.0, 1.0)}
+    with pytest.raises(ValueError, match="Expected (finite )?bounds"):
+        ModalitySpec(name="x", **plain | more)

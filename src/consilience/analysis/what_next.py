@@ -212,9 +212,9 @@ def _errors(spec: ModalitySpec, part: Modality | None) -> FloatArray:
 
 
 def _measured(spec: ModalitySpec, value: FloatArray, errors: FloatArray, rng: np.random.Generator) -> FloatArray:
-    """Draws with their errors; relative ones where the model works with logarithms, in which nothing is negative."""
+    """Draws with their errors; relative ones where the model works with logarithms, and none beyond bounds."""
     noise = np.nan_to_num(errors) * rng.standard_normal(value.shape)
-    return value * np.exp(noise / value) if spec.scaling == "log" else value + noise
+    return value * np.exp(noise / value) if spec.scaling == "log" else np.clip(value + noise, *spec.between())
 
 
 def _check(question: Question, n: int) -> None:

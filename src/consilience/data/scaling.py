@@ -1,13 +1,17 @@
 r"""Strictly increasing maps from physical to model units, per cell, on value and error bar.
 
 .. math:: u = \frac{T(x) - m}{r}, \qquad \sigma_u = \sigma_x \frac{|T'(x)|}{r}, \qquad
-          T(x) \in \{x,\ \log x,\ \operatorname{asinh}(x / a)\}
+          T(x) \in \Bigl\{x,\ \log x,\ \operatorname{asinh}(x / a),\
+          \Phi^{-1}\Bigl(\frac{x - l}{h - l}\Bigr)\Bigr\}
+
+The last is of cells with bounds l and h; what comes back lies between them.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.special import ndtr, ndtri
 
 from consilience.data.observations import Modality, Observations
 from consilience.data.schema import ModalitySpec, Schema
@@ -19,6 +23,7 @@ __all__ = ["CellTransform", "Scaler"]
 
 # A cell seen in few rows borrows its scale from the modality, as if this many rows had been seen there.
 PSEUDO_ROWS = 5.0
+EDGE = 1e-7  # of the range of a cell with bounds: nearer to one of them, values count as this far from it
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +66,7 @@ class Scaler:
         """Fit on the measured cells of the training rows.
 
         Raises:
-            DataError: a modality without one measured cell.
+            DataError: a modality without one measured cell; a value that its scale does not know.
         """
         return cls(obs.schema, {spec.name: _fit(spec, obs.parts[spec.name]) for spec in obs.schema.modalities})
 
@@ -87,6 +92,10 @@ class Scaler:
         scaling = self.schema[name].scaling
         if scaling == "log":
             return np.exp(y)
+        if scaling == "bounded":
+            low, high = self.schema[name].between()
+            bounded = np.isfinite(low)
+            return np.where(bounded, _along(low, high, ndtr(y)), y)
         return t.stretch * np.sinh(y) if scaling == "asinh" else y
 
     def log_jacobian(self, obs: Observations) -> dict[str, FloatArray]:
@@ -97,7 +106,7 @@ class Scaler:
         found = {}
         for name, part in obs.parts.items():
             spec = self.schema[name]
-            safe = np.where(part.measured, part.value, 1.0)
+            safe = np.where(part.measured, part.value, _inside(spec))
             slope = np.log(_derivative(spec, self.transforms[name], safe))
             found[name] = np.where(part.measured, slope, 0.0) if spec.kind in ("real", "positive") else 0.0 * safe
         return found
@@ -120,12 +129,7 @@ class Scaler:
         spec, t = self.schema[name], self.transforms[name]
         seen = part.seen
         safe = np.where(seen, part.value, _inside(spec))
-        if spec.scaling == "log" and (safe <= 0).any():
-            row = int(np.argwhere(safe <= 0)[0][0])
-            raise DataError(
-                f"Expected positive values in '{name}' (scale 'log'); got {safe.min():g} in row {row} at first. "
-                "Mark such cells unseen, or fit with scale='asinh'."
-            )
+        _check(spec, safe)
         value = np.where(seen, (_map(spec, t, safe) - t.location) / t.scale, 0.0)
         sigma = None
         if part.sigma is not None:
@@ -147,13 +151,53 @@ def _symmetric(array: FloatArray) -> FloatArray:
     return flat[..., turns(array.shape[-1]).numpy()].mean(axis=-2).reshape(array.shape)
 
 
-def _inside(spec: ModalitySpec) -> float:
+def _inside(spec: ModalitySpec) -> FloatArray | float:
+    """A value of every cell that has a transform."""
+    if spec.scaling == "bounded":
+        low, high = spec.between()
+        return np.where(np.isfinite(low), _along(low, high, 0.5), 0.0)
     return 1.0 if spec.scaling == "log" else 0.0
+
+
+def _along(low: FloatArray, high: FloatArray, part: FloatArray | float) -> FloatArray:
+    """Between finite bounds; what infinite ones give means nothing."""
+    bounded = np.isfinite(low)
+    low, high = np.where(bounded, low, 0.0), np.where(bounded, high, 1.0)
+    return np.clip(low + (high - low) * part, low, high)
+
+
+def _check(spec: ModalitySpec, x: FloatArray) -> None:
+    """Nothing for values that have a transform.
+
+    Raises:
+        DataError: one has none.
+    """
+    if spec.scaling == "log" and (x <= 0).any():
+        row = int(np.argwhere(x <= 0)[0][0])
+        raise DataError(
+            f"Expected positive values in '{spec.name}' (scale 'log'); got {x.min():g} in row {row} at first. "
+            "Mark such cells unseen, or fit with scale='asinh'."
+        )
+    if spec.scaling == "bounded":
+        low, high = spec.between()
+        outside = (x < low) | (x > high)
+        if outside.any():
+            row, *cell = np.argwhere(outside)[0]
+            column = spec.cell_names()[int(np.ravel_multi_index(cell, spec.shape)) if cell else 0]
+            raise DataError(
+                f"Expected values of '{column}' between its bounds {low[tuple(cell)]:g} and {high[tuple(cell)]:g}; got "
+                f"{x[(row, *cell)]:g} in row {row} at first. Mark such cells unseen, or widen the bounds."
+            )
 
 
 def _map(spec: ModalitySpec, t: CellTransform, x: FloatArray) -> FloatArray:
     if spec.scaling == "log":
         return np.log(x)
+    if spec.scaling == "bounded":
+        low, high = spec.between()
+        bounded = np.isfinite(low)
+        part = np.where(bounded, x - low, 0.5) / np.where(bounded, high - low, 1.0)
+        return np.where(bounded, ndtri(np.clip(part, EDGE, 1 - EDGE)), x)
     return np.arcsinh(x / t.stretch) if spec.scaling == "asinh" else x
 
 
@@ -162,6 +206,11 @@ def _derivative(spec: ModalitySpec, t: CellTransform, x: FloatArray) -> FloatArr
         return 1.0 / (x * t.scale)
     if spec.scaling == "asinh":
         return 1.0 / (np.hypot(x, t.stretch) * t.scale)
+    if spec.scaling == "bounded":
+        low, high = spec.between()
+        bounded = np.isfinite(low)
+        slope = np.sqrt(2 * np.pi) * np.exp(0.5 * np.where(bounded, _map(spec, t, x), 0.0) ** 2) / (high - low)
+        return np.where(bounded, slope, 1.0) / t.scale
     return np.broadcast_to(1.0 / t.scale, x.shape)
 
 
@@ -173,10 +222,9 @@ def _fit(spec: ModalitySpec, part: Modality) -> CellTransform:
         raise DataError(f"Expected measured cells in modality '{spec.name}'; got none. Drop it from the schema.")
     x = np.where(part.measured, part.value, np.nan)
     stretch = ones
-    if spec.scaling == "log":
-        if np.nanmin(x) <= 0:
-            raise DataError(f"Expected positive values in '{spec.name}' (scale 'log'); got {np.nanmin(x):g}.")
-        x = np.log(x)
+    _check(spec, np.where(part.measured, part.value, _inside(spec)))
+    if spec.scaling in ("log", "bounded"):
+        x = _map(spec, CellTransform(ones, ones, ones), x)
     elif spec.scaling == "asinh":
         stretch = _softening(spec, part, x)
         x = np.arcsinh(x / stretch)

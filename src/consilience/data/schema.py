@@ -17,7 +17,7 @@ from consilience.typing import FloatArray, PathOrStr
 __all__ = ["Cell", "Frozen", "Grid", "ModalitySpec", "Schema", "TimeBins", "nearest", "validated"]
 
 Kind = Literal["real", "positive", "count", "binary", "category"]
-Scale = Literal["standard", "robust", "asinh", "log", "none"]
+Scale = Literal["standard", "robust", "asinh", "log", "bounded", "none"]
 
 
 class Frozen(BaseModel):
@@ -43,6 +43,7 @@ class Cell(Frozen):
     ivar: str | None = None  # column of the inverse variance, instead of sigma
     limit: str | None = None  # column with -1 (value is an upper bound: below), 0, +1 (above)
     sentinels: tuple[float, ...] = ()  # values that mean "not seen", such as -99
+    bounds: tuple[float, float] | None = None  # between which the truth lies
 
 
 class Grid(Frozen):
@@ -123,7 +124,8 @@ class ModalitySpec(Frozen):
     time: TimeBins | None = None  # of the first event axis
     axis: str = ""  # name of the event axis; the grid's name by default
     classes: int = 0  # number of categories, for kind="category"
-    scale: Scale | None = None  # None: "standard" for real, "log" for positive, "none" otherwise
+    bounds: tuple[float, float] | None = None  # between which the truth of every cell lies
+    scale: Scale | None = None  # None: "standard" for real, "bounded" with bounds, "log" for positive, else "none"
     column: str | None = None  # array-valued column of the file; the modality's name by default
     sigma: str | None = None
     ivar: str | None = None
@@ -157,6 +159,15 @@ class ModalitySpec(Frozen):
             raise ValueError(f"Expected time or a grid along the one axis of '{self.name}'; got both. Keep one.")
         if self.kind == "category" and self.classes < 2:
             raise ValueError(f"Expected classes >= 2 for the category '{self.name}'; got {self.classes}.")
+        pairs = [pair for pair in (self.bounds, *(cell.bounds for cell in self.cells)) if pair]
+        for low, high in pairs:
+            if not -math.inf < low < high < math.inf or self.scaling != "bounded" or self.kind != "real":
+                raise ValueError(
+                    f"Expected finite bounds low < high, kind 'real' and scale 'bounded' for '{self.name}'; got "
+                    f"({low:g}, {high:g}), kind {self.kind!r} and scale {self.scaling!r}."
+                )
+        if self.scaling == "bounded" and not pairs:
+            raise ValueError(f"Expected bounds of '{self.name}', whose scale is 'bounded'; got none. State them.")
         if self.sigma and self.ivar:
             raise ValueError(f"Expected sigma or ivar for '{self.name}'; got both. Keep one.")
         names = [cell.name for cell in self.cells]
@@ -169,6 +180,8 @@ class ModalitySpec(Frozen):
         """The transformation that the Scaler applies."""
         if self.scale is not None:
             return self.scale
+        if self.kind == "real" and (self.bounds or any(cell.bounds for cell in self.cells)):
+            return "bounded"
         return {"real": "standard", "positive": "log"}.get(self.kind, "none")  # type: ignore[return-value]
 
     @property
@@ -187,6 +200,13 @@ class ModalitySpec(Frozen):
         if self.size == 1:
             return [self.name]
         return [f"{self.name}[{','.join(map(str, index))}]" for index in np.ndindex(*self.shape)]
+
+    def between(self) -> tuple[FloatArray, FloatArray]:
+        """Bounds of every cell, shape (*event); infinite where it has none."""
+        own = [cell.bounds for cell in self.cells] or [None] * self.size
+        pairs = [one or self.bounds or (-math.inf, math.inf) for one in own]
+        low, high = np.array(pairs).T.reshape(2, *self.shape)
+        return low, high
 
     def cell_units(self) -> list[str]:
         """The unit of each of the D cells."""
