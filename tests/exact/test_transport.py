@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from consilience.blocks.attention import CellTransformer
+from consilience.blocks.linear_denoising import LinearDenoiser
 from consilience.blocks.transport import HIGHEST, LOWEST, Denoising, Straight, drawn, levels, raised
 
 COVARIANCE = torch.tensor([[1.0, 0.8, 0.3], [0.8, 1.2, -0.2], [0.3, -0.2, 0.7]], dtype=torch.float64)
@@ -42,7 +43,7 @@ def test_draws_are_of_the_posterior_and_the_measured_cell_is_drawn_too():
 
     known = torch.tensor([HIGHEST, SIGMA, LOWEST], dtype=torch.float64).expand(rows, -1)
     begun = torch.where(known == HIGHEST, HIGHEST * normal(), SEEN)
-    found = drawn(denoiser(), begun, known, 60, lambda _: normal())
+    found = drawn(denoiser(), begun, known, steps=60, fresh=lambda _: normal())
     mean, covariance = posterior()
     assert found[:, :2].mean(0).tolist() == pytest.approx(mean.tolist(), abs=0.012)
     np.testing.assert_allclose(torch.cov(found[:, :2].T).numpy(), covariance.numpy(), atol=0.012)
@@ -52,8 +53,8 @@ def test_draws_are_of_the_posterior_and_the_measured_cell_is_drawn_too():
 def test_without_noise_a_measured_cell_leads_to_one_point():
     known = torch.tensor([HIGHEST, SIGMA, LOWEST], dtype=torch.float64).expand(2, -1)
     begun = torch.where(known == HIGHEST, HIGHEST * torch.tensor([[1.0], [-1.0]], dtype=torch.float64), SEEN)
-    still = drawn(denoiser(), begun, known, 40, lambda _: torch.zeros(2, 3, dtype=torch.float64))
-    free = drawn(denoiser(), begun, known, 40, lambda _: None)
+    still = drawn(denoiser(), begun, known, steps=40, fresh=lambda _: torch.zeros(2, 3, dtype=torch.float64))
+    free = drawn(denoiser(), begun, known, steps=40, fresh=lambda _: None)
     assert (still[0] - still[1]).abs()[0] > 0.5  # the unseen cell still has its own
     assert torch.isfinite(free).all()
 
@@ -88,18 +89,18 @@ def test_probes_estimate_the_trace():
 
 @pytest.mark.parametrize("path", [Denoising(), Straight()])
 def test_what_a_network_must_say_has_the_variance_of_its_path(path):
-    """c_skip and c_out leave a target F = (x - c_skip y) / c_out of variance 1, or 2 of a velocity, at every level."""
+    """a and b leave a target F = (x - a) / b of variance 1 of Gaussian cells, or 2 of a velocity, at every level."""
     generator = torch.Generator().manual_seed(3)
-    x, e = torch.randn(2, 200_000, generator=generator, dtype=torch.float64)
-    for level in (0.01, 0.3, 1.0, 20.0):
-        at = torch.tensor(level, dtype=torch.float64)
-        skip, out, size = path.weights(at)
-        y = x + at * e
-        target = (x - skip * y) / out
+    x, e = torch.randn(2, 200_000, 1, generator=generator, dtype=torch.float64)
+    for height in (0.01, 0.3, 1.0, 20.0):
+        level = torch.full((1, 1), height, dtype=torch.float64)
+        y = x + level * e
+        linear = LinearDenoiser(1)(y, level, torch.ones(1, 1, dtype=torch.bool))
+        begun, unit = path.parts(y, level, linear)
+        target = (x - begun) / unit
         assert float(target.var()) == pytest.approx(1.0 if isinstance(path, Denoising) else 2.0, rel=0.02)
         if isinstance(path, Straight):
             torch.testing.assert_close(target, x - e)  # the velocity
-            torch.testing.assert_close(size * y, skip * x + (1 - skip) * e)  # the straight path
 
 
 def test_levels_of_training_and_of_draws():

@@ -56,12 +56,12 @@ def test_densities_are_near_the_closed_form_and_fall_with_the_error_bars(world, 
 def test_what_is_known_exactly_is_drawn_as_it_is(world):
     table = world.simulate(60, seed=4, missing=0.3, sigma=0.0)
     fit = cs.fit(SMALL, table, cs.TrainConfig(max_steps=3, validation=0))
-    draws = fit.impute(table, n=3).values["x"]
+    draws = fit.impute(table, n=20).values["x"]
     known = table.parts["x"].measured
     np.testing.assert_allclose(
-        draws[:, known], np.broadcast_to(table.parts["x"].value[known], (3, known.sum())), rtol=1e-5
+        draws[:, known], np.broadcast_to(table.parts["x"].value[known], (20, known.sum())), rtol=1e-5
     )
-    assert (draws[:, ~known].std(axis=0) > 0.01).all()
+    assert (draws[:, ~known].std(axis=0) > 0.05).all()
 
 
 def test_many_cells_have_an_estimated_density_with_its_error():

@@ -55,7 +55,7 @@ class CellTransformer(nn.Module):
             shown: Which cells are there, (B, D).
         """
         features = torch.where(shown[..., None], features, 0.0)
-        tokens = (features[..., None, :] @ self.reads).squeeze(-2) + self.names[1:]
+        tokens = (features.transpose(0, 1) @ self.reads).transpose(0, 1) + self.names[1:]
         x = torch.cat([self.names[:1].expand(len(tokens), 1, -1), tokens], 1)
         there = torch.cat([shown.new_ones(len(shown), 1), shown], 1)
         for layer in self.layers:

@@ -4,14 +4,14 @@ A cell at level s is :math:`y = x + s\,\epsilon`: at 0 it is known, at the large
 measurement with error bar s is a cell at that level; a cell that was not measured is at the largest. A network F gives
 the mean of the truth of every cell given all cells at their levels,
 
-.. math:: D(y, s) = c_\text{skip}(s)\,y + c_\text{out}(s)\,F(c_\text{in}(s)\,y, s),
+.. math:: D(y, s) = a + b\,F(y, s),
 
-and with it :math:`\nabla_y \log p = (D - y) / s^2`. Two choices of the functions c:
+and with it :math:`\nabla_y \log p = (D - y) / s^2`. Two choices of a and b:
 
-- "denoising": :math:`c_\text{skip} = 1/(s^2+1)`, :math:`c_\text{out} = s/\sqrt{s^2+1}`,
-  :math:`c_\text{in} = 1/\sqrt{s^2+1}`, with log s normal in training: F has unit variance for data of unit variance.
+- "denoising": mean and spread of the best linear denoiser (:mod:`consilience.blocks.linear_denoising`), with log s
+  normal in training. F has unit variance at every level, and is zero where all is Gaussian.
 - "flow": the straight path :math:`x_t = t\,x_1 + (1 - t)\,x_0` in other coordinates, :math:`s = (1 - t)/t`,
-  :math:`c_\text{skip} = c_\text{in} = t`, :math:`c_\text{out} = 1 - t`, t uniform: F is the velocity x₁ - x₀.
+  :math:`a = t y`, :math:`b = 1 - t`, t uniform: F is the velocity x₁ - x₀.
 
 **Targets with error bars.** Where the truth x is not known, but a measurement :math:`z = x + v\,\epsilon`, noise is
 added up to a level s > v, and the mean of z given y is :math:`(1 - r) D + r y` with :math:`r = v^2/s^2`. The network
@@ -32,20 +32,22 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from consilience.blocks.linear_denoising import Linear
+
 __all__ = ["HIGHEST", "LOWEST", "AbstractPath", "Denoising", "Straight", "drawn", "levels", "path_of", "raised"]
 
 LOWEST, HIGHEST = 0.002, 40.0  # levels, in standard deviations of the cell
 BEND = 7.0  # of the levels between them: more of them are low
 
-Denoiser = Callable[[Tensor, Tensor], Tensor]  # cells and levels (R, D) to the mean of the truth (R, D)
+Denoiser = Callable[[Tensor, Tensor], Tensor]  # cells (…, B, D) and levels (B, D) to the mean of the truth
 
 
 class AbstractPath(ABC):
-    """What a network is given and what it says, by level."""
+    """What a network says of a cell, by level."""
 
     @abstractmethod
-    def weights(self, level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """c_skip, c_out and c_in."""
+    def parts(self, y: Tensor, level: Tensor, linear: Linear) -> tuple[Tensor, Tensor]:
+        """a and b of D = a + b F."""
 
     @abstractmethod
     def draw(self, rows: int, like: Tensor) -> Tensor:
@@ -53,11 +55,10 @@ class AbstractPath(ABC):
 
 
 class Denoising(AbstractPath):
-    """Preconditioned denoising, log s ~ N(-1.2, 1.2²)."""
+    """What the best linear denoiser leaves, in its own standard deviations; log s ~ N(-1.2, 1.2²)."""
 
-    def weights(self, level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        size = (level.square() + 1).sqrt()
-        return size**-2, level / size, 1 / size
+    def parts(self, y: Tensor, level: Tensor, linear: Linear) -> tuple[Tensor, Tensor]:
+        return linear.mean, linear.spread
 
     def draw(self, rows: int, like: Tensor) -> Tensor:
         drawn = torch.randn(rows, 1, dtype=like.dtype, device=like.device)
@@ -67,9 +68,9 @@ class Denoising(AbstractPath):
 class Straight(AbstractPath):
     """Flow matching on straight paths, t uniform."""
 
-    def weights(self, level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def parts(self, y: Tensor, level: Tensor, linear: Linear) -> tuple[Tensor, Tensor]:
         t = 1 / (1 + level)
-        return t, 1 - t, t
+        return t * y, 1 - t
 
     def draw(self, rows: int, like: Tensor) -> Tensor:
         low, high = 1 / (1 + HIGHEST), 1 / (1 + LOWEST)
@@ -94,21 +95,29 @@ def levels(steps: int, *, like: Tensor) -> Tensor:
     return (top + part * (bottom - top)) ** BEND
 
 
-def drawn(mean: Denoiser, y: Tensor, known: Tensor, steps: int, fresh: Callable[[int], Tensor | None]) -> Tensor:
-    r"""The truth of all cells, given some at levels of their own: one draw for each row.
+def drawn(
+    mean: Denoiser,
+    y: Tensor,
+    known: Tensor,
+    *,
+    steps: int,
+    fresh: Callable[[int], Tensor | None],
+) -> Tensor:
+    r"""The truth of all cells, given some at levels of their own.
 
-    Cells of which nothing is known follow :math:`dy/ds = (y - D)/s`, by Heun's rule, which takes noise to draws of the
-    model. A measured cell waits at its level until the others come down to it, and from there takes the random steps
-    of the reverse diffusion with :math:`q = s'^2/s^2`, :math:`y' \sim N\bigl(D + q (y - D),\, s'^2 (1 - q)\bigr)`,
-    which lead to draws of its truth given its measurement; followed without noise they would lead to one point. D is
-    continued from the step before (the multistep rule of second order): without that, draws are too narrow.
+    Cells of which nothing is known follow :math:`dy/ds = (y - D)/s`, by Heun's rule for :math:`y / \sqrt{1 + s^2}`,
+    which stands still where cells are N(0, 1); noise so becomes draws of the model. A measured cell waits at its level
+    until the others come down to it, and from there takes the random steps of the reverse diffusion with
+    :math:`q = s'^2/s^2`, :math:`y' \sim N\bigl(D + q (y - D),\, s'^2 (1 - q)\bigr)`, which lead to draws of its truth
+    given its measurement; followed without noise they would lead to one point. D is continued from the step before
+    (the multistep rule of second order): without that, draws are too narrow.
 
     Arguments:
         mean: D(y, s).
-        y: Noise at the highest level, or measurements at theirs, (R, D).
-        known: Levels of the measurements, the highest of the others, (R, D).
+        y: Noise at the highest level, or measurements at theirs, (…, B, D).
+        known: Levels of the measurements, the highest of the others, (B, D).
         steps: Number of steps.
-        fresh: Standard normals (R, D) of a step's number, or None where no cell was measured with an error.
+        fresh: Standard normals (…, B, D) of a step's number, or None where no cell was measured with an error.
     """
     measured = known < HIGHEST
     y = y + torch.where(measured, 0.0, mean(torch.where(measured, y, 0.0), known))  # noise is about what is known
@@ -120,12 +129,12 @@ def drawn(mean: Denoiser, y: Tensor, known: Tensor, steps: int, fresh: Callable[
         if not bool(moves.any()):
             continue
         middle = mean(y, at)
-        slope = (y - middle) / at
-        free = y + (to - at) * slope
+        slope = _slope(y, middle, at)
+        free = _size(to) * (y / _size(at) + (to - at) * slope)
         if float(low) > 0:
             ahead = torch.where(measured, y, free)
-            again = (ahead - mean(ahead, to)) / to
-            free = y + (to - at) * 0.5 * (slope + again)
+            again = _slope(ahead, mean(ahead, to), to)
+            free = _size(to) * (y / _size(at) + (to - at) * 0.5 * (slope + again))
         normal = fresh(number)
         if normal is not None:
             share, now = (to / at).square(), (at / to).log()
@@ -146,8 +155,9 @@ def raised(
         \log p(y) = \log N\bigl(y_\infty; D(0, s_\infty), s_\infty^2 + 1\bigr)
         + \int \operatorname{tr} \frac{\partial}{\partial y} \frac{y - D}{s} \, ds
 
-    along the path up to the highest level, by the rule of Runge and Kutta; a cell joins when the level has reached its
-    own. The trace is exact, one backward pass for each cell that is scored in any row, or Hutchinson's estimate.
+    along the path up to the highest level, by the rule of Runge and Kutta for :math:`y / \sqrt{1 + s^2}`; a cell joins
+    when the level has reached its own. The trace is exact, one backward pass for each cell that is scored in any row,
+    or Hutchinson's estimate.
 
     Arguments:
         mean: D(y, s), differentiable.
@@ -159,14 +169,17 @@ def raised(
     """
     columns = scored.any(0).nonzero()[:, 0].tolist()
     grid = levels(steps, like=y).flip(0)
-    total = y.new_zeros(len(y))
+    fixed, begun = y, torch.where(scored, _size(known), 1.0)
+    u = y / begun
+    total = -begun.log().sum(-1)
 
-    def slope(y: Tensor, at: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-        """dy/ds, and the trace of the step's own change of volume."""
+    def slope(u: Tensor, at: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+        """du/ds, and the trace of the step's own change of volume."""
         with torch.enable_grad():
-            point = y.detach().requires_grad_()
-            found = torch.where(step > 0, (point - mean(point, at)) / at, 0.0)
-            trace = y.new_zeros(len(y))
+            point = u.detach().requires_grad_()
+            y = torch.where(scored, point * _size(at), fixed)
+            found = torch.where(step > 0, _slope(y, mean(y, at), at), 0.0)
+            trace = u.new_zeros(len(u))
             for column in columns if probes is None else ():
                 (gradient,) = torch.autograd.grad(found[:, column].sum(), point, retain_graph=True)
                 trace = trace + step[:, column] * gradient[:, column]
@@ -181,16 +194,24 @@ def raised(
         step = to - at
         if not bool(step.any()):
             continue
-        first, trace = slope(y, at, step)
-        second, more = slope(y + 0.5 * step * first, half, step)
-        third, still = slope(y + 0.5 * step * second, half, step)
-        fourth, last = slope(y + step * third, to, step)
+        first, trace = slope(u, at, step)
+        second, more = slope(u + 0.5 * step * first, half, step)
+        third, still = slope(u + 0.5 * step * second, half, step)
+        fourth, last = slope(u + step * third, to, step)
         total = total + (trace + 2 * more + 2 * still + last) / 6
-        y = y + step * (first + 2 * second + 2 * third + fourth) / 6
-    variance = HIGHEST**2 + 1
+        u = u + step * (first + 2 * second + 2 * third + fourth) / 6
     with torch.no_grad():
         # noise is about what is known: D of cells at zero, which does not depend on where they are
-        middle = mean(torch.where(scored, 0.0, y), torch.where(scored, HIGHEST, known))
-        y = torch.where(scored, y - middle, y)
-    end = -0.5 * (y.square() / variance + math.log(2 * math.pi * variance))
+        middle = mean(torch.where(scored, 0.0, fixed), torch.where(scored, HIGHEST, known))
+    end = -0.5 * ((u - middle / (1 + HIGHEST**2) ** 0.5).square() + math.log(2 * math.pi))
     return torch.where(scored, end, 0.0).sum(-1) + total
+
+
+def _size(level: Tensor) -> Tensor:
+    """Spread of a cell N(0, 1) at that level."""
+    return (1 + level.square()).sqrt()
+
+
+def _slope(y: Tensor, mean: Tensor, level: Tensor) -> Tensor:
+    r"""d/ds of :math:`y / \sqrt{1 + s^2}`."""
+    return ((y - mean) / level - y * level / (1 + level.square())) / _size(level)

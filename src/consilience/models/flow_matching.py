@@ -6,10 +6,13 @@ gives the mean D of the truth of every cell given all that is known (:mod:`consi
 trained on rows with cells of its own choice at levels of its own choice:
 
 .. math::
-    L = E \sum_\text{hidden} \Bigl(\frac{z - r y - (1 - r) D(y, s)}{c_\text{out}(s)}\Bigr)^2,
-    \qquad y = z + \sqrt{s^2 - \sigma^2}\,\epsilon, \quad r = \sigma^2 / s^2.
+    L = E \sum_\text{hidden} \frac{\bigl(z - r y - (1 - r) D(y, s)\bigr)^2}{(1 - r)^2 b^2 + (1 - r)\,\sigma^2},
+    \qquad y = z + \sqrt{s^2 - \sigma^2}\,\epsilon, \quad r = \sigma^2 / s^2,
+
+where b is the spread of the best linear denoiser, to which the network adds what it leaves.
 
 In each row some cells are given, some hidden and scored, and some taken away: whole modalities, single cells, or all.
+Half of the rows give their cells at a level above their own, so that error bars are understood that no row has.
 So one network answers every conditional and every marginal. Cells that were never seen are not tokens, and neither
 condition nor score.
 
@@ -22,7 +25,7 @@ References:
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -30,6 +33,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from consilience.blocks.attention import CellTransformer
+from consilience.blocks.linear_denoising import LinearDenoiser
 from consilience.blocks.noise import Noise
 from consilience.blocks.transport import HIGHEST, LOWEST, drawn, path_of, raised
 from consilience.data.masking import Policy
@@ -116,10 +120,11 @@ class _Module(AbstractModel):
         }
         count = sum(sizes)
         self.network = CellTransformer(
-            count, 3 + 2 * len(WAVES), width=config.width, layers=config.layers, heads=config.heads
+            count, 6 + 2 * len(WAVES), width=config.width, layers=config.layers, heads=config.heads
         )
         with torch.no_grad():
-            self.network.reads[:, 3:] = 0  # waves are learned where they help: at first all is smooth
+            self.network.reads[:, 5:] = 0  # surprise and waves are learned where they help: at first all is smooth
+        self.linear = LinearDenoiser(count)
         for name, value in {"offset": torch.zeros(count), "spread": torch.ones(count)}.items():
             self.register_buffer(name, value)
         self.register_buffer("averaged", nn.utils.parameters_to_vector(self.network.parameters()).detach().clone())
@@ -133,14 +138,15 @@ class _Module(AbstractModel):
         hide, drop = self._chosen(every.value)
         hidden = every.seen & (hide | ~known.seen) & ~drop
         given = known.seen & ~hide & ~drop
-        drawn = self.path.draw(len(every.value), every.value)
-        level = torch.where(hidden, every.level.maximum(drawn), every.level)
-        noise = torch.randn_like(level)
-        y = every.value + torch.where(hidden, (level.square() - every.level.square()).clamp_min(0).sqrt() * noise, 0.0)
-        mean = self._denoised(y, level, given | hidden)
-        share = torch.where(every.level > LOWEST, (every.level / level).square(), 0.0)  # r
-        error = (every.value - share * y - (1 - share) * mean) / self.path.weights(level)[1]
-        loss = torch.where(hidden, error.square(), 0.0)
+        own, shown = every.level, given | hidden
+        level = own.maximum(torch.where(hidden, self.path.draw(len(own), own), self._blur(len(own), own)))
+        y = every.value + (level.square() - own.square()).clamp_min(0).sqrt() * torch.randn_like(level)
+        # validation is of the averaged weights
+        mean, unit = self._denoised(y, level, shown, None if torch.is_grad_enabled() else self._averaged())
+        left = torch.where(own > LOWEST, 1 - (own / level).square(), 1.0)  # 1 - r
+        error = every.value - (1 - left) * y - left * mean
+        size = left * (left * unit.square() + torch.where(own > LOWEST, own.square(), 0.0))
+        loss = torch.where(hidden, error.square() / size.clamp_min(1e-12), 0.0)
         return {
             f"velocity/{name}": PerObject(loss[:, place].sum(-1), hidden[:, place].any(-1))
             for name, place in self.places.items()
@@ -153,7 +159,7 @@ class _Module(AbstractModel):
 
     @torch.no_grad()
     def start(self, target: Observations) -> None:
-        """Take mean and spread of every cell."""
+        """Take mean and spread of every cell, and the covariance of their truths."""
         cells = self._cells(target)  # with an offset of 0 and a spread of 1
         value, seen = cells.value, cells.seen
         count = seen.sum(0).clamp_min(1)
@@ -161,6 +167,8 @@ class _Module(AbstractModel):
         variance = torch.where(seen, (value - mean).square(), 0.0).sum(0) / count
         self.offset.copy_(mean)
         self.spread.copy_(torch.where(variance > 1e-12, variance.sqrt(), 1.0))
+        cells = self._cells(target)
+        self.linear.start(cells.value, torch.where(cells.level > LOWEST, cells.level.square(), 0.0), cells.seen)
 
     @torch.no_grad()
     def closed_form_step(
@@ -178,26 +186,32 @@ class _Module(AbstractModel):
         return bool(producible) and producible <= set(self.places)
 
     def denoised(self, y: Tensor, level: Tensor, shown: Tensor) -> Tensor:
-        """D(y, s) by the averaged weights, (R, D); the rest as :meth:`_denoised`."""
+        """D(y, s) of cells (…, B, D) at levels (B, D), of those that are shown, by the averaged weights."""
+        return self._denoised(y, level, shown, self._averaged())[0]
+
+    def _averaged(self) -> dict[str, Tensor]:
         weights, at = {}, 0
         for name, parameter in self.network.named_parameters():
             weights[name] = self.averaged[at : at + parameter.numel()].view_as(parameter)
             at += parameter.numel()
-        return self._denoised(y, level, shown, weights)
+        return weights
 
-    def _denoised(self, y: Tensor, level: Tensor, shown: Tensor, weights: dict[str, Tensor] | None = None) -> Tensor:
-        """Mean of the truth of the cells that are shown, at levels (R, D)."""
-        if weights is None and not torch.is_grad_enabled():
-            return self.denoised(y, level, shown)
-        skip, out, size = self.path.weights(level)
-        told = size * y
+    def _denoised(
+        self, y: Tensor, level: Tensor, shown: Tensor, weights: dict[str, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """D(y, s) and the unit b of what the network adds."""
+        linear = self.linear(y, level, shown)
+        begun, unit = self.path.parts(y, level, linear)
+        told = y / (1 + level.square()).sqrt()
         waves = [wave(turn * told) for turn in WAVES for wave in (torch.sin, torch.cos)]
-        features = torch.stack([told, level.log() / 4, level.square() / (1 + level.square()), *waves], -1)
-        if weights is None:
-            found = self.network(features, shown)
-        else:
-            found = torch.func.functional_call(self.network, weights, (features, shown))
-        return skip * y + out * found
+        heights = (level.log() / 4, level.square() / (1 + level.square()), linear.spread.clamp_min(LOWEST).log() / 4)
+        features = torch.stack(
+            [told, linear.mean, *(one.expand_as(y) for one in heights), linear.surprise.asinh(), *waves], -1
+        ).flatten(0, -3)
+        weights = dict(self.network.named_parameters()) if weights is None else weights
+        told_of = (features, shown.expand_as(y).flatten(0, -2))
+        found = torch.func.functional_call(self.network, weights, told_of).view_as(y)
+        return begun + unit * found, unit
 
     def _cells(self, rows: Observations) -> _Cells:
         parts = [flat(rows.parts[name]) for name in self.places]
@@ -212,6 +226,11 @@ class _Module(AbstractModel):
         sigma = [torch.zeros_like(part.value) if part.sigma is None else part.sigma for part in parts]
         level = (torch.cat(sigma, -1) / self.spread).clamp(LOWEST, 0.5 * HIGHEST)
         return _Cells(torch.where(seen, value, 0.0), torch.where(seen, level, HIGHEST), seen)
+
+    def _blur(self, rows: int, like: Tensor) -> Tensor:
+        """Levels at which rows give what they give, (rows, 1), from torch's generator: 0 of half of them."""
+        drawn = (1.2 * torch.randn(rows, 1, dtype=like.dtype, device=like.device) - 2.5).exp()
+        return torch.where(torch.rand(rows, 1, dtype=like.dtype, device=like.device) < 0.5, drawn, 0.0)
 
     def _chosen(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Cells to hide and cells to take away, (B, D), from torch's generator.
@@ -244,25 +263,30 @@ class _Conditional:
 
     @torch.no_grad()
     def sample(self, targets: tuple[str, ...], noise: Noise, n: int, method: str = "default") -> dict[str, Tensor]:
-        """Draws of the truth of all cells, of which the targets are returned, (n, B, D)."""
+        """Draws of the truth of all cells together, of which the targets' are returned."""
         known_method(method)
-        model, given = self.model, self.given
-        rows, count = given.value.shape
-        begun = torch.where(given.seen, given.value, HIGHEST * noise.normal("cells", n, (count,)))
+        model = self.model
+        real = torch.as_tensor(noise.ids != "", device=self.given.seen.device)  # the others fill a tile up
+        given = _Cells(self.given.value[real], self.given.level[real], self.given.seen[real])
+        noise = replace(noise, ids=noise.ids[noise.ids != ""])
+        begun = torch.where(given.seen, given.value, HIGHEST * noise.normal("cells", n, given.value.shape[1:]))
         # of an exact value nothing is left to draw
         walks = bool((given.seen & (given.level > LOWEST)).any())
         shown = torch.ones_like(given.seen)
+        each = max(1, ROWS // len(shown))
+
+        def mean(y: Tensor, level: Tensor) -> Tensor:
+            return torch.cat([model.denoised(some, level, shown) for some in y.split(each)])
 
         def fresh(number: int) -> Tensor | None:
-            return noise.normal(f"cells/{number}", n, (count,)).flatten(0, 1) if walks else None
+            return noise.normal(f"cells/{number}", n, given.value.shape[1:]) if walks else None
 
-        found = drawn(
-            lambda y, level: self._tiled(y, level, shown),
-            begun.flatten(0, 1), given.level.repeat(n, 1), model.config.steps, fresh,
-        ).view(n, rows, count)  # fmt: skip
+        found = drawn(mean, begun, given.level, steps=model.config.steps, fresh=fresh)
         found = torch.where(given.seen & (given.level <= LOWEST), given.value, found)
         found = model.offset + model.spread * found
-        return {name: found[..., model.places[name]] for name in targets}
+        every = found.new_zeros(n, len(real), found.shape[-1])
+        every[:, real] = found
+        return {name: every[..., model.places[name]] for name in targets}
 
     def log_prob(
         self, values: Observations, targets: tuple[str, ...], noise: Noise, method: str = "default"
@@ -292,10 +316,14 @@ class _Conditional:
 
     def _scored(self, values: Observations, targets: tuple[str, ...]) -> tuple[_Cells, Tensor]:
         cells = self.model._cells(values)  # noqa: SLF001 - its own conditional
-        asked = torch.zeros_like(cells.seen)
+        return cells, cells.seen & self._asked(targets)
+
+    def _asked(self, targets: tuple[str, ...]) -> Tensor:
+        """Cells of the targets, (D,)."""
+        asked = torch.zeros_like(self.given.seen[0])
         for name in targets:
-            asked[:, self.model.places[name]] = True
-        return cells, cells.seen & asked
+            asked[self.model.places[name]] = True
+        return asked
 
     def _raised(self, cells: _Cells, scored: Tensor, given: _Cells, probes: Tensor | None) -> Tensor:
         """Log density in model units of the cells that are scored, given those that are given and not scored."""
@@ -308,12 +336,3 @@ class _Conditional:
 
         found = raised(mean, y, level, scored, self.model.config.steps, probes)
         return found - torch.where(scored, self.model.spread.log(), 0.0).sum(-1)
-
-    def _tiled(self, y: Tensor, level: Tensor, shown: Tensor) -> Tensor:
-        """D of draws of all rows, some draws at a time."""
-        rows, found = len(shown), []
-        size = max(1, ROWS // rows) * rows
-        for start in range(0, len(y), size):
-            some = slice(start, start + size)
-            found.append(self.model.denoised(y[some], level[some], shown.repeat(len(y[some]) // rows, 1)))
-        return torch.cat(found)
