@@ -1,7 +1,8 @@
 r"""A transformer over the cells of an object, any of which may be absent.
 
-Every cell is a token with weights of its own for what it shows; absent cells are removed from attention, so nothing of
-them reaches an answer and no answer is given for them. A further token that is always there sums up.
+Every cell is a token with weights of its own for what it shows. Absent cells are removed from attention, so nothing of
+them reaches another; their own tokens, which show nothing, read what the others say. A further token that is always
+there sums up.
 
 References:
     | Attention is all you need (Vaswani et al., 2017)
@@ -21,12 +22,12 @@ WIDER = 2  # of the hidden layer of each token's network
 
 
 class CellTransformer(nn.Module):
-    """From F features of each of D cells to one number for each, (B, D, F) to (B, D).
+    """From F features of each of D cells to what is read for each, (B, D, F) to (B, D, W).
 
     Arguments:
         cells: D.
         features: F.
-        width: Of a token, a multiple of the heads.
+        width: W, of a token, a multiple of the heads.
         layers: Of attention.
         heads: Of each layer.
 
@@ -35,8 +36,8 @@ class CellTransformer(nn.Module):
         >>> x = torch.randn(1, 4, 3)
         >>> other = x.clone()
         >>> other[:, 2] = 7.0
-        >>> net(x, shown).shape, torch.equal(net(x, shown)[shown], net(other, shown)[shown])
-        (torch.Size([1, 4]), True)
+        >>> net(x, shown).shape, torch.equal(net(x, shown), net(other, shown))
+        (torch.Size([1, 4, 8]), True)
     """
 
     def __init__(self, cells: int, features: int, *, width: int, layers: int, heads: int) -> None:
@@ -45,10 +46,9 @@ class CellTransformer(nn.Module):
         self.names = nn.Parameter(0.5 * torch.randn(cells + 1, width))  # and of the one that sums up
         self.layers = nn.ModuleList(_Layer(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
-        self.says = nn.Parameter(1e-1 * torch.randn(cells, width))
 
     def forward(self, features: Tensor, shown: Tensor) -> Tensor:
-        """One number for each cell; of those that are not shown it means nothing.
+        """What is read for each cell, which does not depend on what those that are not shown would be.
 
         Arguments:
             features: Shape (B, D, F), finite.
@@ -60,7 +60,7 @@ class CellTransformer(nn.Module):
         there = torch.cat([shown.new_ones(len(shown), 1), shown], 1)
         for layer in self.layers:
             x = layer(x, there)
-        return (self.norm(x[:, 1:]) * self.says).sum(-1)
+        return self.norm(x[:, 1:])
 
 
 class _Layer(nn.Module):

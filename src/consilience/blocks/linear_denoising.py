@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Linear", "LinearDenoiser", "fit_gaussian"]
+__all__ = ["Chain", "Linear", "LinearDenoiser", "fit_gaussian"]
 
 LEAST = 1e-6  # variance added to every cell, of standardised ones
 SOFT = 0.1  # least unit of surprise
@@ -34,6 +34,48 @@ class Linear(NamedTuple):
     mean: Tensor
     spread: Tensor
     surprise: Tensor
+
+
+class Chain(NamedTuple):
+    """Cells in the order in which each is guessed from those before it.
+
+    Arguments:
+        factor: L with L Lᵀ = C + S² in that order, (B, D, D).
+        order: Cell at every place, (B, D).
+        place: Place of every cell, (B, D).
+        spread: Of the truth of each cell given the cells before it, (B, D).
+    """
+
+    factor: Tensor
+    order: Tensor
+    place: Tensor
+    spread: Tensor
+
+    def steps(self, left: Tensor, given: Tensor) -> Tensor:
+        """L⁻¹ of cells less their means (…, B, D), in order, of those that are given (B, D); zero of the others."""
+        inverse = torch.linalg.solve_triangular(self.factor, torch.eye(left.shape[-1]).to(self.factor), upper=False)
+        placed = left.double().gather(-1, self.order.expand_as(left))
+        found = (inverse @ placed[..., None])[..., 0]
+        return torch.where(given.gather(-1, self.order), found, 0.0)
+
+    def means(self, left: Tensor) -> Tensor:
+        """Of every cell given those before it, less its own mean, (B, D)."""
+        own = self.factor.diagonal(dim1=-2, dim2=-1)
+        steps = self.steps(left, torch.ones_like(left, dtype=torch.bool))
+        return left - (own * steps).gather(1, self.place)
+
+    def mean(self, cell: int, steps: Tensor) -> Tensor:
+        """The same of one cell, (…, B), by the steps of those before it (…, B, D), zero from its own on."""
+        row = self.factor.gather(1, self.place[:, cell, None, None].expand(-1, 1, self.factor.shape[-1]))[:, 0]
+        return (row * steps).sum(-1)
+
+    def put(self, cell: int, steps: Tensor, left: Tensor, rows: Tensor) -> None:
+        """Set the step of one cell, whose value less its mean is (…, B), in some rows (B,)."""
+        place = self.place[:, cell, None]
+        own = self.factor.diagonal(dim1=-2, dim2=-1).gather(1, place)[:, 0]
+        found = torch.where(rows, (left - self.mean(cell, steps)) / own, 0.0)
+        at = place.expand(*steps.shape[:-1], 1)
+        steps.scatter_(-1, at, torch.where(rows[:, None], found[..., None], steps.gather(-1, at)))
 
 
 class LinearDenoiser(nn.Module):
@@ -73,6 +115,28 @@ class LinearDenoiser(nn.Module):
         spread = (noise * (1 - noise * own).clamp_min(0.0)).sqrt()
         mean = y - (noise * told).to(y.dtype)
         return Linear(mean, spread.to(y.dtype), (told / (own + (SOFT * own).square()).sqrt()).to(y.dtype))
+
+    def chain(self, level: Tensor, given: Tensor, asked: Tensor) -> Chain:
+        """What cells say of those that are asked for, one after the other, in double precision.
+
+        Arguments:
+            level: Of the cells, (B, D).
+            given: Which are given, (B, D).
+            asked: Which are asked for, each given those and the ones asked for before it, (B, D).
+        """
+        there = given | asked
+        count = level.shape[1]
+        turn = torch.where(given, 0, torch.where(asked, 1, 2))
+        order = (turn * count + torch.arange(count, device=level.device)).argsort(1)
+        noise = torch.where(there, level.double().square() + LEAST, 1.0)
+        both = there[..., :, None] & there[..., None, :]
+        total = torch.where(both, self.covariance.double(), 0.0) + torch.diag_embed(noise)
+        rows = torch.arange(len(level), device=level.device)[:, None, None]
+        factor = torch.linalg.cholesky(total[rows, order[:, :, None], order[:, None, :]])
+        place = order.argsort(1)
+        own = factor.diagonal(dim1=-2, dim2=-1).gather(1, place)
+        spread = (own.square() - level.double().square()).clamp_min(LEAST).sqrt()
+        return Chain(factor, order, place, spread)
 
     def _precision(self, level: Tensor, shown: Tensor) -> tuple[Tensor, Tensor]:
         """S², 1 where a cell is absent, and K, the identity there; in double precision."""

@@ -20,7 +20,6 @@ that predicts z so learns D, the mean of the truth: what is drawn has no measure
 References:
     | Elucidating the design space of diffusion-based generative models (Karras et al., 2022)
     | Flow matching for generative modeling (Lipman et al., 2023)
-    | DPM-Solver++: fast solver for guided sampling of diffusion probabilistic models (Lu et al., 2022)
     | Consistent diffusion meets Tweedie (Daras, Dimakis & Daskalakis, 2024): data that are noisy themselves
 """
 
@@ -95,53 +94,29 @@ def levels(steps: int, *, like: Tensor) -> Tensor:
     return (top + part * (bottom - top)) ** BEND
 
 
-def drawn(
-    mean: Denoiser,
-    y: Tensor,
-    known: Tensor,
-    *,
-    steps: int,
-    fresh: Callable[[int], Tensor | None],
-) -> Tensor:
-    r"""The truth of all cells, given some at levels of their own.
+def drawn(mean: Denoiser, y: Tensor, known: Tensor, *, steps: int) -> Tensor:
+    r"""The truth of the cells of which nothing is known, given the others at levels of their own, which stay.
 
-    Cells of which nothing is known follow :math:`dy/ds = (y - D)/s`, by Heun's rule for :math:`y / \sqrt{1 + s^2}`,
-    which stands still where cells are N(0, 1); noise so becomes draws of the model. A measured cell waits at its level
-    until the others come down to it, and from there takes the random steps of the reverse diffusion with
-    :math:`q = s'^2/s^2`, :math:`y' \sim N\bigl(D + q (y - D),\, s'^2 (1 - q)\bigr)`, which lead to draws of its truth
-    given its measurement; followed without noise they would lead to one point. D is continued from the step before
-    (the multistep rule of second order): without that, draws are too narrow.
+    They follow :math:`dy/ds = (y - D)/s`, by Heun's rule for :math:`y / \sqrt{1 + s^2}`, which stands still where cells
+    are N(0, 1); noise so becomes draws of the model.
 
     Arguments:
         mean: D(y, s).
         y: Noise at the highest level, or measurements at theirs, (…, B, D).
         known: Levels of the measurements, the highest of the others, (B, D).
         steps: Number of steps.
-        fresh: Standard normals (…, B, D) of a step's number, or None where no cell was measured with an error.
     """
-    measured = known < HIGHEST
-    y = y + torch.where(measured, 0.0, mean(torch.where(measured, y, 0.0), known))  # noise is about what is known
+    moves = known >= HIGHEST
+    y = y + torch.where(moves, mean(torch.where(moves, 0.0, y), known), 0.0)  # noise is about what is known
     grid = [*levels(steps, like=y), y.new_zeros(())]
-    before, length = y, torch.zeros_like(y)  # the last mean and the last step of a measured cell, in log level
-    for number, (high, low) in enumerate(zip(grid[:-1], grid[1:], strict=True)):
-        at, to = known.minimum(high), known.minimum(low)
-        moves = to < at
-        if not bool(moves.any()):
-            continue
-        middle = mean(y, at)
-        slope = _slope(y, middle, at)
+    for high, low in zip(grid[:-1], grid[1:], strict=True):
+        at, to = (torch.where(moves, level, known) for level in (high, low))
+        slope = _slope(y, mean(y, at), at)
         free = _size(to) * (y / _size(at) + (to - at) * slope)
         if float(low) > 0:
-            ahead = torch.where(measured, y, free)
+            ahead = torch.where(moves, free, y)
             again = _slope(ahead, mean(ahead, to), to)
             free = _size(to) * (y / _size(at) + (to - at) * 0.5 * (slope + again))
-        normal = fresh(number)
-        if normal is not None:
-            share, now = (to / at).square(), (at / to).log()
-            ahead = torch.where((length > 0) & (to > 0), 0.5 * (middle - before) * now / length, 0.0)
-            walked = middle + share * (y - middle) + (1 - share) * ahead
-            free = torch.where(measured, walked + to * (1 - share).clamp_min(0.0).sqrt() * normal, free)
-            before, length = torch.where(moves, middle, before), torch.where(moves, now, length)
         y = torch.where(moves, free, y)
     return y
 
