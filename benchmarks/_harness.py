@@ -19,7 +19,7 @@ from consilience.plots import Labels, with_unit
 from consilience.plots.style import COLOURS, style
 from consilience.studies.runner import Results, markdown, meta, write_results
 
-__all__ = ["Lines", "asked", "lines", "main", "peer_python", "resumed", "say", "turns"]
+__all__ = ["Lines", "asked", "chosen", "lines", "main", "peer_python", "resumed", "say", "turns"]
 
 PEERS = Path("build/peers")  # environments of their own
 
@@ -40,8 +40,32 @@ def resumed(name: str, measure: Callable[[int, bool, Path], Results], argv: Sequ
     return _run(name, lambda options: measure(options.seed, options.quick, options.out), argv)
 
 
-def _run(name: str, measure: Callable[[argparse.Namespace], Results], argv: Sequence[str] | None) -> Results:
+def chosen(
+    name: str,
+    measure: Callable[[argparse.Namespace], Results],
+    options: Callable[[argparse.ArgumentParser], None],
+    argv: Sequence[str] | None = None,
+) -> Results:
+    """As :func:`main`, of a function that takes all options of the command line, among them its own.
+
+    Arguments:
+        name: Name of the benchmark's module.
+        measure: Function of the options.
+        options: Adds its own to the parser.
+        argv: Arguments instead of the command line's.
+    """
+    return _run(name, measure, argv, options)
+
+
+def _run(
+    name: str,
+    measure: Callable[[argparse.Namespace], Results],
+    argv: Sequence[str] | None,
+    own: Callable[[argparse.ArgumentParser], None] | None = None,
+) -> Results:
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}")
+    if own is not None:
+        own(parser)
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="folder of results")

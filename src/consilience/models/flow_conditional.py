@@ -5,7 +5,7 @@ it (:mod:`consilience.blocks.cell_densities`): one reading for all draws, and de
 cells together along the path from noise (:mod:`consilience.blocks.transport`), many readings for each draw.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
@@ -60,20 +60,14 @@ class FlowConditional:
     def sample(self, targets: tuple[str, ...], noise: Noise, n: int, method: str = "default") -> dict[str, Tensor]:
         """Draws of the truth of all cells together, of which the targets' are returned."""
         known_method(method, "fast", "ode")
-        real = torch.as_tensor(noise.ids != "", device=self.given.seen.device)  # the others fill a tile up
-        given = Cells(*(part[real] for part in self.given))
-        noise = replace(noise, ids=noise.ids[noise.ids != ""])
-        uniform, normal = (
-            noise.uniform("choices", n, given.value.shape[1:]),
-            noise.normal("cells", n, given.value.shape[1:]),
-        )
+        given, size = self.given, self.given.value.shape[1:]
+        uniform, normal = noise.uniform("choices", n, size), noise.normal("cells", n, size)
         found = self._carried(given, normal) if method == "ode" else self._in_turn(given, uniform, normal)
         self._draw_measured(found, given, self._asked(targets), uniform, normal)
         # of an exact value nothing is left to draw
         found = torch.where(given.seen & (given.level <= LOWEST), given.value, found)
-        every = found.new_zeros(n, len(real), found.shape[-1])
-        every[:, real] = self.model.offset + self.model.spread * found
-        return {name: every[..., self.model.places[name]] for name in targets}
+        found = self.model.offset + self.model.spread * found
+        return {name: found[..., self.model.places[name]] for name in targets}
 
     @torch.no_grad()
     def log_prob(
@@ -151,25 +145,26 @@ class FlowConditional:
         Each given all others and its own measurement; the others are those that were drawn before it, and the
         measurements of the rest.
         """
+        linear, head = self.model.linear, self.model.averaged.densities
         blurred = given.seen & (given.level > LOWEST)
         level = torch.where(given.seen, given.level, LOWEST)
         last = (blurred & asked).any(0).nonzero().flatten().tolist()
         for cell in blurred.any(0).nonzero()[:, 0].tolist() if last else ():
             if cell > last[-1]:
                 break
-            rows = blurred[:, cell].nonzero()[:, 0]
-            others = torch.ones_like(given.seen[rows])
+            others = torch.ones_like(given.seen)
             others[:, cell] = False
-            some = Cells(y[:, rows], level[rows], others)
-            chain = self.model.linear.chain(some.level, others, ~others)
-            steps = chain.steps(torch.where(others, some.value - self.model.linear.middle, 0.0), others)
-            mean = (self.model.linear.middle[cell] + chain.mean(cell, steps)).to(y.dtype)
-            read = torch.cat([self.model.read(Cells(part, *some[1:])) for part in some.value.split(_each(some))])
-            mixture = self.model.averaged.densities.one(
-                cell, read[..., cell, :], torch.zeros_like(read[..., cell, :]), mean, chain.spread[:, cell].to(mean)
-            ).given(given.value[rows, cell].expand_as(mean), some.level[:, cell])
-            y[:, rows, cell] = mixture.draw(uniform[:, rows, cell], normal[:, rows, cell])
-            level[rows, cell] = LOWEST
+            chain = linear.chain(level, others, ~others)
+            steps = chain.steps(torch.where(others, y - linear.middle, 0.0), others)
+            mean = (linear.middle[cell] + chain.mean(cell, steps)).to(y.dtype)
+            read = torch.cat([self.model.read(Cells(part, level, others)) for part in y.split(_each(given))])[
+                ..., cell, :
+            ]
+            mixture = head.one(cell, read, torch.zeros_like(read), mean, chain.spread[:, cell].to(y.dtype))
+            mixture = mixture.given(given.value[:, cell].expand_as(mean), level[:, cell])
+            truth = mixture.draw(uniform[..., cell], normal[..., cell])
+            y[..., cell] = torch.where(blurred[:, cell], truth, y[..., cell])
+            level = torch.where(blurred & ~others, LOWEST, level)
 
     def _in_turn(self, given: Cells, uniform: Tensor, normal: Tensor) -> Tensor:
         """Draws of the cells that are not seen one after the other, among the others, (n, B, D)."""
