@@ -215,8 +215,8 @@ CONSTRUCTORS = {
     "regression": (cs.Regression(target="labels", hidden=8), many),
     "vaeflow": (cs.VAEFlow(**FLOW, blocks=[["age", "mass"], ["oh"]], images=["image"], detected="bright"), survey),
     "vaeflow-splines": (cs.VAEFlow(**FLOW, univariate="spline"), catalogue),
-    "flow": (cs.FlowMatching(width=8, layers=2, heads=2, steps=12), many),
-    "flow-straight": (cs.FlowMatching(width=8, layers=1, heads=2, steps=8, path="flow"), catalogue),
+    "flow": (cs.FlowMatching(width=8, layers=2, heads=2, steps=4), many),
+    "flow-straight": (cs.FlowMatching(width=8, layers=1, heads=2, steps=4, path="flow"), catalogue),
     "vae": (cs.VAE(latent_dim=2, hidden=8), lone),
     "gplvm-mixed-diagonal": (cs.SharedGPLVM(**SMALL, private={"image": 1}, posterior="diagonal"), mixed),
 }

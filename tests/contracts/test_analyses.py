@@ -49,6 +49,7 @@ FAMILIES = {  # as the page names them
     "… with discs": (cs.DisentangledVAE(**SMALL, physics=DISC), observed),
     "VAE": (cs.VAE(latent_dim=2, hidden=8), pictures),
     "VAEFlow": (cs.VAEFlow(latent_dim=2, hidden=8, layers=2, images=["image"]), observed),
+    "FlowMatching": (cs.FlowMatching(width=8, layers=1, heads=2), observed),
     "Regression": (cs.Regression(target="labels", hidden=8), observed),
 }
 BANDS = Bands(levels=(0.5, 0.9), least=20)

@@ -91,6 +91,14 @@ def test_many_cells_have_an_estimated_density_with_its_error():
     assert found.kind == "estimate" and (found.error > 0).all()
 
 
+def test_draws_along_the_path_have_the_same_bits_alone(world, fitted):
+    rows = world.simulate(70, seed=8, missing=0.3, sigma=0.2).hide("y")
+    every = fitted.sample(rows, ["y"], n=3, method="ode").values["y"]
+    for row in (0, 68):
+        alone = fitted.sample(rows[row : row + 1], ["y"], n=3, method="ode").values["y"]
+        assert np.array_equal(alone[:, 0], every[:, row])
+
+
 def test_answers_come_from_the_averaged_weights(world, fitted):
     model = fitted.members[0]
     averaged = dict(model.averaged.named_buffers())
