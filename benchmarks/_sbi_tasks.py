@@ -1,8 +1,7 @@
 """The tasks of sbibm: priors and simulators written anew; observations and reference posteriors from its files.
 
 Simulators take parameters (N, P) and a generator, and give data (N, X). A column of a prior that is uniform has bounds;
-one that is log-normal is positive. Where a likelihood has known structure, ``graph`` tells which cells hang together:
-pairs of cells of the Markov network of p(theta, x), by index, parameters first.
+one that is log-normal is positive.
 
 References:
     Benchmarking simulation-based inference (Lueckmann et al., 2021)
@@ -14,7 +13,6 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +35,6 @@ class Task:
         size: P and X.
         bounds: Of every parameter, where the prior is uniform.
         positive: Whether parameters are positive and without bound.
-        edges: Pairs of the P + X cells that hang together given all others.
         folder: Of sbibm's files, where it is not the task's name.
         data: Kind and scale of the data.
         observed: Name of the file of an observation.
@@ -47,7 +44,6 @@ class Task:
     prior: Callable[[int, np.random.Generator], np.ndarray]
     simulate: Callable[[np.ndarray, np.random.Generator, Arrays], np.ndarray]
     size: tuple[int, int]
-    edges: tuple[tuple[int, int], ...]
     bounds: tuple[float, float] | None = None
     positive: bool = False
     folder: str = ""
@@ -218,22 +214,9 @@ def _populations(theta: np.ndarray, rng: np.random.Generator, _: Arrays) -> np.n
     return np.exp(middle + 0.1 * rng.normal(size=middle.shape))
 
 
-def _dense(parameters: int, data: int) -> tuple[tuple[int, int], ...]:
-    return tuple(combinations(range(parameters + data), 2))
-
-
-def _blocks(parameters: int, data: int, size: int) -> tuple[tuple[int, int], ...]:
-    """Parameters hang together; data do so in groups of consecutive cells, each of which hangs on all parameters."""
-    first = combinations(range(parameters), 2)
-    second = product(range(parameters), range(parameters, parameters + data))
-    groups = (range(at, at + size) for at in range(parameters, parameters + data, size))
-    return (*first, *second, *(pair for group in groups for pair in combinations(group, 2)))
-
-
 _SLCP: dict[str, Any] = {"prior": partial(_uniform, low=-3.0, high=3.0, count=5), "bounds": (-3.0, 3.0)}
 _GLM: dict[str, Any] = {"prior": _smooth_filters, "folder": "bernoulli_glm", "arrays": _stimulus}
 _GLM_FILES = {"design": "design_matrix", "stimulus": "stimulus_I"}
-_PAIRS = tuple((k, 10 + k) for k in range(10))  # of the Gaussians, each parameter of which has a datum of its own
 _BOX = {"prior": partial(_uniform, low=-1.0, high=1.0, count=10), "bounds": (-1.0, 1.0)}
 _WIDE = {"prior": partial(_uniform, low=-10.0, high=10.0, count=2), "bounds": (-10.0, 10.0)}
 _MOONS = {"prior": partial(_uniform, low=-1.0, high=1.0, count=2), "bounds": (-1.0, 1.0)}
@@ -241,23 +224,21 @@ _RATES = partial(_log_normal, middle=(math.log(0.4), math.log(0.125)), scale=(0.
 _PREY = partial(_log_normal, middle=(-0.125, -3.0, -0.125, -3.0), scale=(0.5, 0.5, 0.5, 0.5))
 
 TASKS = {
-    "gaussian_linear": Task(
-        partial(_normal, scale=math.sqrt(0.1), count=10), _gaussian, size=(10, 10), edges=_PAIRS
-    ),
-    "gaussian_linear_uniform": Task(simulate=_gaussian, size=(10, 10), edges=_PAIRS, **_BOX),
-    "gaussian_mixture": Task(simulate=_mixture, size=(2, 2), edges=_dense(2, 2), **_WIDE),
-    "two_moons": Task(simulate=_two_moons, size=(2, 2), edges=_dense(2, 2), **_MOONS),
-    "slcp": Task(simulate=_slcp, size=(5, 8), edges=_blocks(5, 8, 2), **_SLCP),
+    "gaussian_linear": Task(partial(_normal, scale=math.sqrt(0.1), count=10), _gaussian, size=(10, 10)),
+    "gaussian_linear_uniform": Task(simulate=_gaussian, size=(10, 10), **_BOX),
+    "gaussian_mixture": Task(simulate=_mixture, size=(2, 2), **_WIDE),
+    "two_moons": Task(simulate=_two_moons, size=(2, 2), **_MOONS),
+    "slcp": Task(simulate=_slcp, size=(5, 8), **_SLCP),
     "slcp_distractors": Task(
-        simulate=_with_distractors, size=(5, 100), edges=_dense(5, 100), folder="slcp",
-        observed="observation_distractors.csv", arrays=_distraction, **_SLCP,
+        simulate=_with_distractors,
+        size=(5, 100),
+        folder="slcp",
+        observed="observation_distractors.csv",
+        arrays=_distraction,
+        **_SLCP,
     ),
-    "bernoulli_glm": Task(simulate=_spike_statistics, size=(10, 10), edges=_dense(10, 10), **_GLM),
-    "bernoulli_glm_raw": Task(
-        simulate=_spikes, size=(10, 100), edges=_blocks(10, 100, 1), observed="observation_raw.csv", **_GLM
-    ),
-    "sir": Task(_RATES, _epidemic, size=(2, 10), edges=_blocks(2, 10, 1), positive=True, data={"scale": "asinh"}),
-    "lotka_volterra": Task(
-        _PREY, _populations, size=(4, 20), edges=_blocks(4, 20, 1), positive=True, data={"kind": "positive"}
-    ),
-}  # fmt: skip
+    "bernoulli_glm": Task(simulate=_spike_statistics, size=(10, 10), **_GLM),
+    "bernoulli_glm_raw": Task(simulate=_spikes, size=(10, 100), observed="observation_raw.csv", **_GLM),
+    "sir": Task(_RATES, _epidemic, size=(2, 10), positive=True, data={"scale": "asinh"}),
+    "lotka_volterra": Task(_PREY, _populations, size=(4, 20), positive=True, data={"kind": "positive"}),
+}

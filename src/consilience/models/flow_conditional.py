@@ -175,9 +175,7 @@ class FlowConditional:
         chain = linear.chain(torch.where(given.seen, given.level, exact), given.seen, lacking)
         begun = chain.steps(torch.where(given.seen, given.value - linear.middle, 0.0), given.seen)
         steps = begun.expand(len(y), *begun.shape).clone()
-        read = torch.cat(
-            [self.model.read(Cells(*part)) for part in zip(*(part.split(ROWS) for part in given), strict=True)]
-        )
+        read = self.model.read(given)
         before = y.new_zeros(*y.shape[:2], read.shape[-1])
         for cell in lacking.any(0).nonzero()[:, 0].tolist():
             mean = (linear.middle[cell] + chain.mean(cell, steps)).to(y.dtype)
